@@ -14,4 +14,6 @@
 //! threads.
 
 pub mod config;
+pub mod gearman;
+pub mod metrics;
 pub mod stages;

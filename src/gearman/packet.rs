@@ -1,0 +1,304 @@
+//! Bytes to packets and back; no I/O but a single read.
+//!
+//! A packet is `\0REQ` or `\0RES`, a type and a length (both 32 bits, big endian), then the arguments with a NUL between
+//! them; the last argument may hold NULs itself.
+
+use std::fmt;
+use std::io::{self, Read};
+
+/// The magic, type and length before a packet's arguments, bytes.
+pub const HEADER_SIZE: usize = 12;
+
+/// The longest unique id that every server hands on unchanged, bytes: gearmand stores 64 as 63.
+pub const MAX_UNIQUE_SIZE: usize = 63;
+
+const REQUEST: [u8; 4] = *b"\0REQ";
+const RESPONSE: [u8; 4] = *b"\0RES";
+
+/// The packet types that this program sends or understands.
+#[allow(missing_docs)]
+pub mod kind {
+    pub const CAN_DO: u32 = 1;
+    pub const PRE_SLEEP: u32 = 4;
+    pub const NOOP: u32 = 6;
+    pub const SUBMIT_JOB: u32 = 7;
+    pub const JOB_CREATED: u32 = 8;
+    pub const NO_JOB: u32 = 10;
+    pub const WORK_STATUS: u32 = 12;
+    pub const WORK_COMPLETE: u32 = 13;
+    pub const WORK_FAIL: u32 = 14;
+    pub const ECHO_REQ: u32 = 16;
+    pub const ECHO_RES: u32 = 17;
+    pub const SUBMIT_JOB_BG: u32 = 18;
+    pub const ERROR: u32 = 19;
+    pub const SUBMIT_JOB_HIGH: u32 = 21;
+    pub const SET_CLIENT_ID: u32 = 22;
+    pub const WORK_EXCEPTION: u32 = 25;
+    pub const OPTION_REQ: u32 = 26;
+    pub const OPTION_RES: u32 = 27;
+    pub const WORK_DATA: u32 = 28;
+    pub const WORK_WARNING: u32 = 29;
+    pub const GRAB_JOB_UNIQ: u32 = 30;
+    pub const JOB_ASSIGN_UNIQ: u32 = 31;
+    pub const SUBMIT_JOB_HIGH_BG: u32 = 32;
+    pub const SUBMIT_JOB_LOW: u32 = 33;
+    pub const SUBMIT_JOB_LOW_BG: u32 = 34;
+}
+
+/// What a peer sent that the protocol does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProtocolError {
+    /// The bytes where a packet should begin are no packet's.
+    BadMagic,
+    /// A packet claims to be this long, bytes.
+    TooLong(usize),
+    /// A packet of this type is not expected here.
+    Unexpected(u32),
+    /// A packet of this type lacks arguments, or has one that makes no sense.
+    BadArguments(u32),
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProtocolError::BadMagic => write!(f, "sent bytes that are no Gearman packet"),
+            ProtocolError::TooLong(length) => write!(f, "announced a packet of {length} bytes"),
+            ProtocolError::Unexpected(kind) => write!(f, "sent an unexpected packet of type {kind}"),
+            ProtocolError::BadArguments(kind) => write!(f, "sent a malformed packet of type {kind}"),
+        }
+    }
+}
+
+impl std::error::Error for ProtocolError {}
+
+/// Appends the header of a request whose arguments take `length` bytes, separators counted in.
+pub fn put_header(out: &mut Vec<u8>, kind: u32, length: usize) {
+    debug_assert!(u32::try_from(length).is_ok());
+    out.extend_from_slice(&REQUEST);
+    out.extend_from_slice(&kind.to_be_bytes());
+    out.extend_from_slice(&(length as u32).to_be_bytes());
+}
+
+/// Appends a request with its arguments.
+pub fn put_request(out: &mut Vec<u8>, kind: u32, arguments: &[&[u8]]) {
+    let separators = arguments.len().saturating_sub(1);
+    put_header(out, kind, arguments.iter().map(|argument| argument.len()).sum::<usize>() + separators);
+    for (position, argument) in arguments.iter().enumerate() {
+        if position > 0 {
+            out.push(0);
+        }
+        out.extend_from_slice(argument);
+    }
+}
+
+/// One packet from a job server, borrowed from the buffer it was read into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// One of [`kind`], or anything else.
+    pub kind: u32,
+    /// The arguments with the NULs between them.
+    pub body: &'a [u8],
+}
+
+impl<'a> Packet<'a> {
+    /// The first `N` arguments, each without its NUL, and the rest, which is the last argument.
+    ///
+    /// # Errors
+    /// There are fewer NULs than that.
+    pub fn arguments<const N: usize>(&self) -> Result<([&'a [u8]; N], &'a [u8]), ProtocolError> {
+        let mut first = [&self.body[..0]; N];
+        let mut rest = self.body;
+        for argument in &mut first {
+            let end = rest.iter().position(|&byte| byte == 0).ok_or(ProtocolError::BadArguments(self.kind))?;
+            *argument = &rest[..end];
+            rest = &rest[end + 1..];
+        }
+        Ok((first, rest))
+    }
+}
+
+/// What stands at the beginning of some bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parsed {
+    /// Less than a whole packet; this many bytes from the beginning would be one (a header's, while that is incomplete).
+    Incomplete {
+        /// Bytes of the packet, header included, as far as known.
+        needed: usize,
+    },
+    /// A whole packet of this type, its body from [`HEADER_SIZE`] to `end`.
+    Whole {
+        /// The packet's type.
+        kind: u32,
+        /// Where the next packet begins.
+        end: usize,
+    },
+    /// The header of a packet whose body is longer than allowed.
+    TooLong {
+        /// The packet's type.
+        kind: u32,
+        /// The body's length, bytes.
+        length: usize,
+    },
+}
+
+/// Looks at the packet at the beginning of `bytes`; a body may take `limit` bytes.
+///
+/// # Errors
+/// The bytes are no response.
+pub fn parse(bytes: &[u8], limit: usize) -> Result<Parsed, ProtocolError> {
+    let Some((header, _)) = bytes.split_first_chunk::<HEADER_SIZE>() else {
+        // A wrong beginning is told at once, not only when twelve bytes have come.
+        return match RESPONSE.starts_with(&bytes[..bytes.len().min(RESPONSE.len())]) {
+            true => Ok(Parsed::Incomplete { needed: HEADER_SIZE }),
+            false => Err(ProtocolError::BadMagic),
+        };
+    };
+    let [m0, m1, m2, m3, k0, k1, k2, k3, l0, l1, l2, l3] = *header;
+    if [m0, m1, m2, m3] != RESPONSE {
+        return Err(ProtocolError::BadMagic);
+    }
+    let kind = u32::from_be_bytes([k0, k1, k2, k3]);
+    let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+    if length > limit {
+        return Ok(Parsed::TooLong { kind, length });
+    }
+    let end = HEADER_SIZE + length;
+    if bytes.len() < end { Ok(Parsed::Incomplete { needed: end }) } else { Ok(Parsed::Whole { kind, end }) }
+}
+
+/// Bytes on their way in: what was read and not yet taken as packets.
+#[derive(Debug, Default)]
+pub struct Incoming {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+/// What a connection that carries only replies reads at a time, bytes: about 200 JOB_CREATED.
+const REPLY_READ_SIZE: usize = 8 << 10;
+
+impl Incoming {
+    /// The next whole packet among the bytes that were read; `None` when more must be read first.
+    ///
+    /// # Errors
+    /// The bytes are no response, or a body is longer than `limit` bytes.
+    pub fn next(&mut self, limit: usize) -> Result<Option<Packet<'_>>, ProtocolError> {
+        match parse(&self.buffer[self.start..self.end], limit)? {
+            Parsed::Incomplete { .. } => Ok(None),
+            Parsed::TooLong { length, .. } => Err(ProtocolError::TooLong(length)),
+            Parsed::Whole { kind, end } => {
+                let body = &self.buffer[self.start + HEADER_SIZE..self.start + end];
+                self.start += end;
+                Ok(Some(Packet { kind, body }))
+            }
+        }
+    }
+
+    /// Bytes that were read and not taken.
+    pub fn unread(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Drops the first `count` bytes of [`Self::unread`].
+    pub fn skip(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+    }
+
+    /// Reads once, as much as there is room for. The room grows with the packet that is under way, never faster than its
+    /// bytes come, so that a false length costs nothing.
+    ///
+    /// # Errors
+    /// Those of the reader; `UnexpectedEof` at its end.
+    pub fn fill(&mut self, from: &mut impl Read) -> io::Result<()> {
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+            // A large packet's room is not kept for ever.
+            if self.buffer.len() > 16 * REPLY_READ_SIZE {
+                self.buffer = Vec::new();
+            }
+        }
+        if self.end == self.buffer.len() {
+            if self.start >= self.buffer.len() / 2 && self.start > 0 {
+                self.buffer.copy_within(self.start..self.end, 0);
+                self.end -= self.start;
+                self.start = 0;
+            } else {
+                self.buffer.resize((self.buffer.len() * 2).max(REPLY_READ_SIZE), 0);
+            }
+        }
+        let count = from.read(&mut self.buffer[self.end..])?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.end += count;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(kind: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, kind, &[body]);
+        bytes[..4].copy_from_slice(&RESPONSE);
+        bytes
+    }
+
+    #[test]
+    fn a_request_is_header_and_arguments_with_nuls_between() {
+        let mut out = Vec::new();
+        put_request(&mut out, kind::SUBMIT_JOB_BG, &[b"queue", b"id", b"da\0ta"]);
+        assert_eq!(out, b"\0REQ\0\0\0\x12\0\0\0\x0equeue\0id\0da\0ta");
+    }
+
+    #[test]
+    fn arguments_split_at_the_first_nuls_only() {
+        let packet = Packet { kind: kind::JOB_ASSIGN_UNIQ, body: b"H:a:1\0q\0\0a\0b" };
+        let ([handle, queue, unique], data) = packet.arguments().unwrap();
+        assert_eq!((handle, queue, unique, data), (&b"H:a:1"[..], &b"q"[..], &b""[..], &b"a\0b"[..]));
+        assert_eq!(packet.arguments::<5>(), Err(ProtocolError::BadArguments(kind::JOB_ASSIGN_UNIQ)));
+    }
+
+    #[test]
+    fn packets_come_out_whole_whatever_pieces_they_come_in() {
+        let mut bytes = response(kind::JOB_CREATED, b"H:a:1");
+        bytes.extend(response(kind::NOOP, b""));
+        bytes.extend(response(kind::WORK_DATA, &[7; 100_000]));
+        for piece in [1, 5, 11, 12, 13, 4096, 1 << 20] {
+            let mut incoming = Incoming::default();
+            let mut seen = Vec::new();
+            for mut chunk in bytes.chunks(piece) {
+                while !chunk.is_empty() {
+                    incoming.fill(&mut chunk).unwrap();
+                    while let Some(packet) = incoming.next(1 << 20).unwrap() {
+                        seen.push((packet.kind, packet.body.len()));
+                    }
+                }
+            }
+            assert_eq!(seen, [(kind::JOB_CREATED, 5), (kind::NOOP, 0), (kind::WORK_DATA, 100_000)], "pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_packet_is_told_at_its_first_byte() {
+        assert_eq!(parse(b"H", 10), Err(ProtocolError::BadMagic));
+        assert_eq!(parse(b"\0REQ\0\0\0\x06\0\0\0\0", 10), Err(ProtocolError::BadMagic));
+        assert_eq!(parse(b"", 10), Ok(Parsed::Incomplete { needed: HEADER_SIZE }));
+        assert_eq!(
+            parse(b"\0RES\0\0\0\x08\xff\xff\xff\xff", 10),
+            Ok(Parsed::TooLong { kind: kind::JOB_CREATED, length: 0xffff_ffff })
+        );
+    }
+
+    #[test]
+    fn a_false_length_takes_no_memory_beyond_the_bytes_that_came() {
+        let mut incoming = Incoming::default();
+        incoming.fill(&mut &b"\0RES\0\0\0\x1c\x03\xff\xff\xff"[..]).unwrap();
+        assert_eq!(incoming.next(64 << 20).unwrap(), None);
+        incoming.fill(&mut &b"x"[..]).unwrap();
+        assert!(incoming.buffer.len() <= 2 * REPLY_READ_SIZE);
+    }
+}

@@ -128,22 +128,23 @@ impl ForwardMetrics {
         self.connected.store(if connected { self.now() } else { 0 }, Ordering::Relaxed);
     }
 
-    /// A server can't be worked with; the first sign's time stays until [`Self::recovered`].
-    pub fn troubled(&self, server: &Server, reason: &str) {
-        self.troubled_since(server, reason, Instant::now());
-    }
-
-    /// The same, seen first at `since`.
-    pub fn troubled_since(&self, server: &Server, reason: &str, since: Instant) {
+    /// A server can't be worked with; the first sign's time stays until [`Self::recovered`]. `true` when that is news:
+    /// a new trouble or another reason.
+    pub fn troubled(&self, server: &Server, reason: &str) -> bool {
         let mut troubles = self.troubles.lock();
-        let trouble =
-            troubles.entry(server.clone()).or_insert_with(|| Trouble { reason: String::new(), since });
-        reason.clone_into(&mut trouble.reason);
+        let trouble = troubles
+            .entry(server.clone())
+            .or_insert_with(|| Trouble { reason: String::new(), since: Instant::now() });
+        let news = trouble.reason != reason;
+        if news {
+            reason.clone_into(&mut trouble.reason);
+        }
+        news
     }
 
-    /// A server can be worked with again.
-    pub fn recovered(&self, server: &Server) {
-        self.troubles.lock().remove(server);
+    /// A server can be worked with again; the trouble that it was in.
+    pub fn recovered(&self, server: &Server) -> Option<Trouble> {
+        self.troubles.lock().remove(server)
     }
 
     /// Jobs delivered.

@@ -1,0 +1,600 @@
+//! One forward's life: connect, relay, and after whatever goes wrong, connect again.
+//!
+//! A *session* is the life of one source connection with its submitters. It begins with the destination: no job is taken
+//! that can't be delivered. It ends whole, with every thread joined and every socket closed; error and stop take the
+//! same way out, and what was not acknowledged goes back to the source.
+
+mod confirmer;
+mod destination;
+mod identity;
+mod job;
+mod latch;
+mod ledger;
+mod reader;
+mod recovery;
+mod reject;
+mod source;
+mod submitter;
+mod synchronous;
+mod window;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use log::{debug, error, info, warn};
+use parking_lot::Mutex;
+
+use crate::config::{Address, ForwardConfig, Server};
+use crate::gearman::connection::{Connection, ConnectionError, Limits};
+use crate::metrics::ForwardMetrics;
+use destination::Backoff;
+use identity::Origin;
+use job::Batch;
+use latch::Latch;
+use ledger::{Ending, Fate, Ledger};
+use reject::{Rejected, Rejecter, Rejections};
+pub use source::Budget;
+use source::Source;
+
+/// Every duration in a forward's life. The default is what the documentation says; tests shorten them.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// To connect, for each address of a name.
+    pub connect: Duration,
+    /// For a new connection to answer its first request.
+    pub greeting: Duration,
+    /// For a server to make progress while it owes an answer.
+    pub answer: Duration,
+    /// The first wait between tries to connect.
+    pub backoff: Duration,
+    /// The longest wait between tries to connect.
+    pub longest_backoff: Duration,
+    /// The longest wait between tries to submit to a full queue.
+    pub longest_refusal_backoff: Duration,
+    /// From the first sign of trouble until the jobs are given back.
+    pub release: Duration,
+    /// Between probes of an idle source.
+    pub probe: Duration,
+    /// Between probes of a destination that runs a synchronous job.
+    pub job_probe: Duration,
+    /// For what was taken to be delivered when the forward stops.
+    pub stop: Duration,
+    /// For the replies that the destination owes when the source is lost.
+    pub last_replies: Duration,
+    /// For the source to answer that it has heard all acknowledgements, before it is left.
+    pub farewell: Duration,
+    /// For the bytes of a job that is too large.
+    pub discard: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            connect: Duration::from_secs(10),
+            greeting: Duration::from_secs(10),
+            answer: Duration::from_secs(15),
+            backoff: Duration::from_millis(500),
+            longest_backoff: Duration::from_secs(15),
+            longest_refusal_backoff: Duration::from_secs(2),
+            release: Duration::from_secs(30),
+            probe: Duration::from_secs(30),
+            job_probe: Duration::from_secs(10),
+            stop: Duration::from_secs(10),
+            last_replies: Duration::from_secs(10),
+            farewell: Duration::from_secs(2),
+            discard: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What a forward is given beside its own configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// A job with more data is failed, bytes.
+    pub max_job_size: usize,
+    /// Shared by all forwards of the process.
+    pub budget: Arc<Budget>,
+    /// See [`Timing`].
+    pub timing: Timing,
+}
+
+/// The stack of a forward's threads, bytes: nothing recurses, and the data is on the heap.
+const STACK_SIZE: usize = 256 << 10;
+
+/// A running forward.
+#[derive(Debug)]
+pub struct Forward {
+    life: Arc<Life>,
+    reader: JoinHandle<()>,
+}
+
+/// What a forward keeps over its sessions.
+#[derive(Debug)]
+struct Life {
+    config: ForwardConfig,
+    settings: Settings,
+    metrics: Arc<ForwardMetrics>,
+    ledger: Mutex<Ledger>,
+    /// Whether the ledger may know a job; read for each, without its lock.
+    suspicious: AtomicBool,
+    /// Jobs that the destinations took, over all sessions.
+    taken: AtomicU64,
+    /// When the destination first refused a job as its queue was full, while none was taken since.
+    full_since: Mutex<Option<Instant>>,
+    rejections: Mutex<Rejections>,
+    stop: Latch,
+    stopped_at: Mutex<Option<Instant>>,
+    /// The session's source connection, for waking its reader.
+    source: Mutex<Option<Arc<Source>>>,
+}
+
+/// Why a session ended.
+#[derive(Debug)]
+enum End {
+    /// The forward was stopped.
+    Stopped,
+    /// A server can't be worked with.
+    Lost {
+        /// Which one.
+        server: Server,
+        /// Why.
+        error: ConnectionError,
+    },
+    /// A thread could not be started.
+    Spawn(io::Error),
+}
+
+impl Forward {
+    /// Starts a forward. It counts into `metrics`. The jobs of a `predecessor` for the same source, which must have been
+    /// told to stop, are known to it; it begins when that one has ended.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(
+        settings: Settings,
+        metrics: Arc<ForwardMetrics>,
+        predecessor: Option<Forward>,
+    ) -> io::Result<Forward> {
+        let life = Arc::new(Life {
+            config: metrics.config.clone(),
+            settings,
+            metrics,
+            ledger: Mutex::default(),
+            suspicious: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
+            full_since: Mutex::default(),
+            rejections: Mutex::default(),
+            stop: Latch::default(),
+            stopped_at: Mutex::default(),
+            source: Mutex::default(),
+        });
+        let name = thread_name("r", None, &life.config.source.queue);
+        let reader = thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn({
+            let life = Arc::clone(&life);
+            move || {
+                if let Some(predecessor) = predecessor {
+                    let former = Arc::clone(&predecessor.life);
+                    predecessor.join();
+                    *life.ledger.lock() = std::mem::take(&mut *former.ledger.lock());
+                    life.suspicious.store(!life.ledger.lock().is_empty(), Ordering::Release);
+                }
+                life.run();
+            }
+        })?;
+        Ok(Forward { life, reader })
+    }
+
+    /// Tells it to stop, and returns at once: what was taken is delivered, the rest given back.
+    pub fn stop(&self) {
+        self.life.stopped_at.lock().get_or_insert_with(Instant::now);
+        self.life.stop.set();
+        let source = self.life.source.lock().clone();
+        if let Some(source) = source {
+            source.echo();
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        self.reader.is_finished()
+    }
+
+    /// Waits until it has ended.
+    pub fn join(self) {
+        if let Err(panic) = self.reader.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Arc<ForwardMetrics> {
+        &self.life.metrics
+    }
+}
+
+/// A thread's name: role, number, queue, of which the system shows 15 bytes.
+fn thread_name(role: &str, number: Option<usize>, queue: &str) -> String {
+    // A NUL can't come: queue names are checked.
+    match number {
+        Some(number) => format!("{role}{}:{queue}", number + 1),
+        None => format!("{role}:{queue}"),
+    }
+}
+
+/// What `gearadmin --workers` shows.
+fn client_id(address: &Address) -> String {
+    format!("gearman-proxy:{}", address.queue)
+}
+
+impl Life {
+    fn run(&self) {
+        let timing = &self.settings.timing;
+        let mut backoff = Backoff::new(timing.backoff, timing.longest_backoff);
+        while !self.stop.is_set() {
+            let began = Instant::now();
+            match self.session() {
+                End::Stopped => break,
+                End::Lost { server, error } => {
+                    // A session that worked for a while was no failed try.
+                    if began.elapsed() > timing.longest_backoff {
+                        backoff.reset();
+                    }
+                    let wait = backoff.next();
+                    self.trouble(&server, &error, &format!("trying again in {:.1} s", wait.as_secs_f32()));
+                    self.stop.wait(wait);
+                }
+                End::Spawn(error) => {
+                    let wait = backoff.next();
+                    error!("no thread for {}: {error}; trying again in {:.1} s", self.config.source, wait.as_secs_f32());
+                    self.stop.wait(wait);
+                }
+            }
+        }
+        self.rejections.lock().report();
+    }
+
+    /// Connects both servers, relays until something ends it.
+    fn session(&self) -> End {
+        let destinations = match self.connect_destinations() {
+            Ok(destinations) => destinations,
+            Err(end) => return end,
+        };
+        let (connection, origin) = match self.connect_source() {
+            Ok(connected) => connected,
+            Err(error) => return End::Lost { server: self.config.source.server.clone(), error },
+        };
+        let Connection { stream, incoming } = connection;
+        let source = stream
+            .set_read_timeout(Some(self.settings.timing.answer))
+            .and_then(|()| stream.try_clone())
+            .and_then(|writing| {
+                // One by one until the full queue takes one.
+                let prefetch = if self.is_full() { 1 } else { self.config.prefetch };
+                let (budget, metrics) = (Arc::clone(&self.settings.budget), Arc::clone(&self.metrics));
+                Source::new(writing, prefetch, budget, metrics, self.settings.timing.answer)
+            });
+        let source = match source {
+            Ok(source) => Arc::new(source),
+            Err(error) => return End::Lost { server: self.config.source.server.clone(), error: error.into() },
+        };
+        *self.source.lock() = Some(Arc::clone(&source));
+        self.metrics.set_connected(true);
+        let session = Session::new(self, source, origin);
+        let end = session.run(stream, incoming, destinations);
+        self.metrics.set_connected(false);
+        *self.source.lock() = None;
+        end
+    }
+
+    /// One connection for each submitter, all at once where they are many.
+    fn connect_destinations(&self) -> Result<Vec<Connection>, End> {
+        let server = &self.config.destination.server;
+        let lost = |error| End::Lost { server: server.clone(), error };
+        let connections = if self.config.workers == 1 {
+            vec![self.connect_destination().map_err(lost)?]
+        } else {
+            let name = thread_name("d", None, &self.config.source.queue);
+            let connect = || self.connect_destination();
+            thread::scope(|scope| {
+                let threads: Result<Vec<_>, _> = (0..self.config.workers)
+                    .map(|_| {
+                        let builder = thread::Builder::new().name(name.clone()).stack_size(STACK_SIZE);
+                        builder.spawn_scoped(scope, connect)
+                    })
+                    .collect();
+                let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                threads.map_err(End::Spawn)?.into_iter().map(|thread| join(thread).map_err(lost)).collect()
+            })?
+        };
+        // A full queue's server answers as well: then it is back when it takes a job.
+        if !self.is_full() {
+            self.recovered(server);
+        }
+        Ok(connections)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { connect: self.settings.timing.connect, answer: self.settings.timing.greeting }
+    }
+
+    fn connect_destination(&self) -> Result<Connection, ConnectionError> {
+        let Address { server, .. } = &self.config.destination;
+        let mut connection =
+            Connection::open(&server.host, server.port, &client_id(&self.config.source), &self.limits())?;
+        if !self.config.asynchronous {
+            connection.set_option("exceptions", self.settings.timing.greeting)?;
+        }
+        Ok(connection)
+    }
+
+    /// The source's connection, and what its jobs have in common.
+    fn connect_source(&self) -> Result<(Connection, Origin), ConnectionError> {
+        let Address { server, queue } = &self.config.source;
+        let open = || Connection::open(&server.host, server.port, &client_id(&self.config.source), &self.limits());
+        let mut connection = open()?;
+        let process_id = match connection.process_id(self.settings.timing.greeting) {
+            Err(ConnectionError::Closed | ConnectionError::Io(_)) => {
+                connection = open()?;
+                None
+            }
+            answer => answer?,
+        };
+        self.recovered(server);
+        let process_id = identity::telling(process_id);
+        let mut ledger = self.ledger.lock();
+        ledger.connected(process_id);
+        self.suspicious.store(!ledger.is_empty(), Ordering::Release);
+        drop(ledger);
+        Ok((connection, Origin::new(&server.to_string(), process_id, queue)))
+    }
+
+    /// When what was taken must be delivered, once the forward was told to stop.
+    fn stop_deadline(&self) -> Option<Instant> {
+        self.stopped_at.lock().map(|at| at + self.settings.timing.stop)
+    }
+
+    /// Reports that a server can't be worked with, once for each new reason.
+    fn trouble(&self, server: &Server, error: &ConnectionError, next: &str) {
+        let reason = error.to_string();
+        let role = if *server == self.config.source.server {
+            "source"
+        } else if *server == self.config.destination.server {
+            "destination"
+        } else {
+            "reject queue's server"
+        };
+        if self.metrics.troubled(server, &reason) {
+            let advice = error.advice().map(|advice| format!(" ({advice})")).unwrap_or_default();
+            warn!("{} {}: {reason}{advice}; {next}", role, Named(server, &self.config));
+        } else {
+            debug!("{} {}: still {reason}; {next}", role, Named(server, &self.config));
+        }
+    }
+
+    /// Reports that a server can be worked with again.
+    fn recovered(&self, server: &Server) {
+        if let Some(trouble) = self.metrics.recovered(server) {
+            let lasted = trouble.since.elapsed().as_secs_f32();
+            info!("{} is back after {lasted:.1} s", Named(server, &self.config));
+        }
+    }
+
+    /// Whether the destination's queue is full, as far as known.
+    fn is_full(&self) -> bool {
+        self.full_since.lock().is_some()
+    }
+
+    /// What is known of a job that has come.
+    fn claim(&self, key: u128) -> Option<Fate> {
+        let mut ledger = self.ledger.lock();
+        let fate = ledger.claim(key);
+        self.suspicious.store(!ledger.is_empty(), Ordering::Release);
+        fate
+    }
+
+    /// Notes the fate of a job that the source may give out again.
+    fn note(&self, key: u128, fate: Fate) {
+        self.ledger.lock().note(key, fate);
+        self.suspicious.store(true, Ordering::Release);
+    }
+}
+
+/// A server, and the forward that speaks of it.
+struct Named<'a>(&'a Server, &'a ForwardConfig);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of forward {} = {}", self.0, self.1.source, self.1.destination)
+    }
+}
+
+/// One source connection and everything that works for it.
+struct Session<'l> {
+    life: &'l Life,
+    source: Arc<Source>,
+    origin: Origin,
+    /// Set when it ends, whatever the reason.
+    over: Latch,
+    end: Mutex<Option<End>>,
+    /// Whether a job that the destination takes is news.
+    troubled: AtomicBool,
+    /// Emptied batches, to be filled again.
+    spare: (Sender<Batch>, Receiver<Batch>),
+    keeps_spare: AtomicBool,
+}
+
+/// Emptied batches kept for the reader; more are under way only for a moment.
+const SPARE_BATCHES: usize = 8;
+
+impl<'l> Session<'l> {
+    fn new(life: &'l Life, source: Arc<Source>, origin: Origin) -> Session<'l> {
+        Session {
+            life,
+            source,
+            origin,
+            over: Latch::default(),
+            end: Mutex::new(None),
+            troubled: AtomicBool::new(life.is_full()),
+            spare: bounded(SPARE_BATCHES),
+            keeps_spare: AtomicBool::new(true),
+        }
+    }
+
+    /// Relays until something ends it; every thread has been joined then, and the source connection closed.
+    fn run(
+        &self,
+        stream: std::net::TcpStream,
+        incoming: crate::gearman::packet::Incoming,
+        destinations: Vec<Connection>,
+    ) -> End {
+        let mut reader = reader::Reader::new(self, stream, incoming);
+        thread::scope(|scope| {
+            let (jobs, taken) = unbounded();
+            let rejects = self.life.config.reject_queue.as_ref().map(|address| {
+                let (rejects, rejected) = unbounded();
+                (rejects, Rejecter::new(self, address, rejected))
+            });
+            let (rejects, rejecter) = rejects.unzip();
+            let queue = &self.life.config.source.queue;
+            let spawn = |name: String, work: Box<dyn FnOnce() + Send + '_>| {
+                thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn_scoped(scope, work)
+            };
+            let mut threads = Vec::new();
+            let mut started = Ok(());
+            if let Some(rejecter) = rejecter {
+                match spawn(thread_name("x", None, queue), Box::new(move || rejecter.run())) {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => started = Err(error),
+                }
+            }
+            for (index, connection) in destinations.into_iter().enumerate() {
+                let (taken, rejects): (Receiver<Batch>, Option<Sender<Rejected>>) = (taken.clone(), rejects.clone());
+                let work: Box<dyn FnOnce() + Send + '_> = match self.life.config.asynchronous {
+                    true => Box::new(move || submitter::Submitter::new(self, index, taken, rejects).run(connection)),
+                    false => {
+                        Box::new(move || synchronous::Submitter::new(self, index, taken, rejects).run(connection))
+                    }
+                };
+                match spawn(thread_name("s", Some(index), queue), work) {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => started = Err(error),
+                }
+            }
+            drop((taken, rejects));
+            match started {
+                Ok(()) => {
+                    self.source.announce(queue);
+                    reader.run(&jobs);
+                }
+                Err(error) => self.end(End::Spawn(error)),
+            }
+            // Submitters end when they have worked off what came.
+            drop(jobs);
+            for thread in threads {
+                if let Err(panic) = thread.join() {
+                    std::panic::resume_unwind(panic);
+                }
+            }
+        });
+        reader.prove();
+        let (unproven, held) = self.source.close();
+        let end = self.end.lock().take().unwrap_or(End::Stopped);
+        let source = &self.life.config.source;
+        let lost = matches!(&end, End::Lost { server, .. } if *server == source.server);
+        self.life.ledger.lock().disconnected(if lost { Ending::Lost } else { Ending::Closed });
+        for key in unproven {
+            self.life.note(key, Fate::Delivered);
+        }
+        if held > 0 {
+            info!("{held} jobs go back to {source}");
+        }
+        end
+    }
+
+    /// Ends the session; the first reason counts.
+    fn end(&self, end: End) {
+        self.end.lock().get_or_insert(end);
+        self.over.set();
+        // Wakes the reader.
+        self.source.echo();
+    }
+
+    /// Whether what was taken can still be delivered: not after the session's end, unless that is a stop.
+    fn is_over(&self) -> bool {
+        self.over.is_set()
+    }
+
+    /// Waits; `false` when the session is over or the time to stop has come.
+    fn wait(&self, duration: Duration) -> bool {
+        match self.life.stop_deadline() {
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                !self.over.wait(duration.min(left)) && left > Duration::ZERO
+            }
+            None => {
+                // A stop ends the wait too: the next try comes at once.
+                select! {
+                    recv(self.over.channel()) -> _ => {}
+                    recv(self.life.stop.channel()) -> _ => {}
+                    default(duration) => {}
+                }
+                !self.is_over()
+            }
+        }
+    }
+
+    /// The destination has taken jobs.
+    fn taken(&self, jobs: u64) {
+        self.life.taken.fetch_add(jobs, Ordering::Relaxed);
+        self.life.metrics.progressed();
+        if self.troubled.load(Ordering::Relaxed) && self.troubled.swap(false, Ordering::Relaxed) {
+            if self.life.full_since.lock().take().is_some() {
+                let mut state = self.source.lock();
+                state.window.set_prefetch(self.life.config.prefetch);
+                self.source.send_due(&mut state);
+            }
+            self.life.recovered(&self.life.config.destination.server);
+        }
+    }
+
+    /// The destination's queue is full; since when.
+    fn full(&self) -> Instant {
+        self.troubled.store(true, Ordering::Relaxed);
+        *self.life.full_since.lock().get_or_insert_with(Instant::now)
+    }
+
+    /// A server can't be worked with. If it is the destination's, a job that it takes ends that.
+    fn troubled(&self, server: &Server, error: &ConnectionError, next: &str) {
+        self.life.trouble(server, error, next);
+        if *server == self.life.config.destination.server {
+            self.troubled.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A buffer that was used before, if there is one.
+    fn spare_batch(&self) -> Batch {
+        self.spare.1.try_recv().unwrap_or_default()
+    }
+
+    /// Whether emptied batches are kept from now on.
+    fn keep_spare(&self, keep: bool) {
+        self.keeps_spare.store(keep, Ordering::Relaxed);
+        if !keep {
+            while self.spare.1.try_recv().is_ok() {}
+        }
+    }
+
+    /// Keeps a batch's memory for later.
+    fn recycle(&self, mut batch: Batch) {
+        if batch.bytes.len() <= reader::LARGEST_READ && self.keeps_spare.load(Ordering::Relaxed) {
+            batch.clear();
+            // When there are enough, this one is dropped.
+            let _ = self.spare.0.try_send(batch);
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The source connection's reading side: jobs in, batches to the submitters, grabs as there is room.
+
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use log::debug;
+
+use super::job::{Batch, Job};
+use super::source::State;
+use super::{End, Session};
+use crate::gearman::connection::{ConnectionError, error_code, is_timeout};
+use crate::gearman::packet::{HEADER_SIZE, Incoming, Packet, Parsed, ProtocolError, kind, parse, put_request};
+use crate::logging::escaped;
+
+/// What is read at once at least and at most, bytes: it doubles while reads are full, and is small again when the source
+/// has no more jobs. Larger packets get a buffer of their own size.
+const SMALLEST_READ: usize = 4 << 10;
+/// See [`SMALLEST_READ`].
+pub const LARGEST_READ: usize = 128 << 10;
+
+/// The parts of a job beside its data: handle, queue and unique id, bytes at most.
+const MAX_ARGUMENTS: usize = 4 << 10;
+
+/// The thread that reads from the source.
+pub struct Reader<'s> {
+    session: &'s Session<'s>,
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    /// Bytes of `buffer` that were read; they begin with a packet.
+    end: usize,
+    read_size: usize,
+    read_limit: Duration,
+    /// When nothing more is waited for.
+    deadline: Option<Instant>,
+    heard: Instant,
+}
+
+/// What stands at the end of the bytes that were read.
+enum Rest {
+    /// A part of a packet that will take so many bytes.
+    Part { needed: usize },
+    /// The beginning of a job that is too large, with its body's length.
+    TooLarge { length: usize },
+}
+
+impl<'s> Reader<'s> {
+    /// A reader for a session whose connection has read `incoming` already.
+    pub fn new(session: &'s Session<'s>, stream: TcpStream, incoming: Incoming) -> Reader<'s> {
+        let buffer = incoming.unread().to_vec();
+        Reader {
+            session,
+            stream,
+            end: buffer.len(),
+            buffer,
+            read_size: SMALLEST_READ,
+            read_limit: session.life.settings.timing.answer,
+            deadline: None,
+            heard: Instant::now(),
+        }
+    }
+
+    /// Reads until the session is over or, when the forward stops, every grab was answered.
+    pub fn run(&mut self, jobs: &Sender<Batch>) {
+        if let Err(error) = self.relay(jobs) {
+            let server = self.session.life.config.source.server.clone();
+            // Where writing failed first, reading sees only that the socket was shut down.
+            let error = self.session.source.take_broken().unwrap_or(error);
+            self.session.end(End::Lost { server, error });
+        }
+    }
+
+    fn relay(&mut self, jobs: &Sender<Batch>) -> Result<(), ConnectionError> {
+        loop {
+            let rest = self.take(Some(jobs))?;
+            self.deadline = self.session.life.stop_deadline();
+            if self.session.is_over() || self.is_stopped() {
+                return Ok(());
+            }
+            match rest {
+                Rest::Part { needed } => self.fill(needed)?,
+                Rest::TooLarge { length } => self.discard(length)?,
+            }
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.session.life.stop.is_set() && self.session.source.lock().window.on_wire() == 0
+    }
+
+    /// Takes the whole packets that were read. Without `jobs`, those that come go back to the source.
+    fn take(&mut self, jobs: Option<&Sender<Batch>>) -> Result<Rest, ConnectionError> {
+        let Session { source, life, .. } = self.session;
+        let limit = life.settings.max_job_size.saturating_add(MAX_ARGUMENTS);
+        let mut batch = self.session.spare_batch();
+        let mut at = 0;
+        let mut state = source.lock();
+        let rest = loop {
+            match parse(&self.buffer[at..self.end], limit)? {
+                Parsed::Incomplete { needed } => break Rest::Part { needed },
+                Parsed::TooLong { kind: kind::JOB_ASSIGN_UNIQ, length } => break Rest::TooLarge { length },
+                Parsed::TooLong { length, .. } => return Err(ProtocolError::TooLong(length).into()),
+                Parsed::Whole { kind, end } => {
+                    let packet = Packet { kind, body: &self.buffer[at + HEADER_SIZE..at + end] };
+                    if kind == kind::JOB_ASSIGN_UNIQ {
+                        let job = Job::read(at, &packet)?;
+                        source.assigned(&mut state, job.size());
+                        batch.jobs.push(job);
+                    } else {
+                        self.take_other(&mut state, &packet)?;
+                    }
+                    if state.is_overpaid() {
+                        return Err(ProtocolError::Unexpected(kind).into());
+                    }
+                    at += end;
+                }
+            }
+        };
+        if life.stop.is_set() {
+            state.window.close();
+        }
+        // Emptied batches are kept while jobs come, not for a night.
+        self.session.keep_spare(!state.window.asleep());
+        if state.window.asleep() {
+            self.read_size = SMALLEST_READ;
+        }
+        if batch.jobs.is_empty() {
+            self.session.recycle(batch);
+            self.buffer.copy_within(at..self.end, 0);
+            self.end -= at;
+        } else {
+            self.hand_over(batch, at, jobs);
+        }
+        let patience = Duration::from_millis(state.window.patience());
+        if !patience.is_zero() {
+            drop(state);
+            self.session.over.wait(patience);
+            state = source.lock();
+        }
+        source.send_due(&mut state);
+        Ok(rest)
+    }
+
+    fn take_other(&self, state: &mut State, packet: &Packet<'_>) -> Result<(), ProtocolError> {
+        match packet.kind {
+            kind::NO_JOB => {
+                state.answered();
+                state.window.no_job();
+            }
+            kind::ECHO_RES => state.answered(),
+            kind::NOOP if state.window.noop() => {}
+            // The acknowledgement of a job that the source doesn't know: removed by an administrator, say.
+            kind::ERROR => debug!("{}: {}", self.session.life.config.source, error_code(packet.body)),
+            other => return Err(ProtocolError::Unexpected(other)),
+        }
+        Ok(())
+    }
+
+    /// Gives the buffer with its jobs to the submitters and goes on with another one, which begins with the rest.
+    fn hand_over(&mut self, mut batch: Batch, at: usize, jobs: Option<&Sender<Batch>>) {
+        let rest = self.end - at;
+        let mut next = std::mem::take(&mut batch.bytes);
+        if next.len() < self.read_size.max(rest) || next.len() > self.read_size * 4 {
+            next = vec![0; self.read_size.max(rest)];
+        }
+        next[..rest].copy_from_slice(&self.buffer[at..self.end]);
+        batch.bytes = std::mem::replace(&mut self.buffer, next);
+        self.end = rest;
+        let Some(jobs) = jobs else { return };
+        // Sending fails only when every submitter has ended, and then the session is over.
+        if self.session.life.config.asynchronous {
+            let _ = jobs.send(batch);
+        } else {
+            // Each goes to a submitter of its own, which is busy until the result has come.
+            for position in 0..batch.jobs.len() {
+                let _ = jobs.send(batch.single(position));
+            }
+            self.session.recycle(batch);
+        }
+    }
+
+    /// Reads once; `needed` bytes would be a whole packet.
+    fn fill(&mut self, needed: usize) -> Result<(), ConnectionError> {
+        let more = needed.saturating_sub(self.end);
+        while !self.session.source.wait_for_room(more, Duration::from_millis(100)) {
+            self.heard = Instant::now();
+            if self.session.is_over() || self.deadline.is_some_and(|at| at <= Instant::now()) {
+                return Ok(());
+            }
+        }
+        self.make_room(needed);
+        let room = self.buffer.len() - self.end;
+        let count = self.read(self.session.life.settings.timing.answer)?;
+        if count == room {
+            self.read_size = (self.read_size * 2).min(LARGEST_READ);
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, needed: usize) {
+        if needed > self.buffer.len() {
+            // Zeroed memory that the system gives page by page, as bytes come: a false length costs nothing.
+            let mut larger = vec![0; needed.max(self.read_size)];
+            larger[..self.end].copy_from_slice(&self.buffer[..self.end]);
+            self.buffer = larger;
+        }
+    }
+
+    /// One read into the buffer's free part; 0 when nothing came for a while, which is allowed for `limit` while the
+    /// source owes something.
+    fn read(&mut self, limit: Duration) -> Result<usize, ConnectionError> {
+        self.limit_read()?;
+        match (&self.stream).read(&mut self.buffer[self.end..]) {
+            Ok(0) => Err(ConnectionError::Closed),
+            Ok(count) => {
+                self.end += count;
+                self.heard = Instant::now();
+                Ok(count)
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
+            Err(error) if is_timeout(&error) => {
+                let silent = self.heard.elapsed();
+                self.session.life.rejections.lock().report();
+                let probe = silent >= self.session.life.settings.timing.probe;
+                self.session.source.idle(probe, silent, limit)?;
+                if probe {
+                    self.heard = Instant::now();
+                }
+                Ok(0)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A read that has a deadline waits no longer.
+    fn limit_read(&mut self) -> Result<(), ConnectionError> {
+        let timing = &self.session.life.settings.timing;
+        let limit = match self.deadline {
+            None => timing.answer,
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+        };
+        if limit.is_zero() {
+            return Err(ConnectionError::NoAnswer(timing.stop));
+        }
+        if limit != self.read_limit {
+            self.stream.set_read_timeout(Some(limit))?;
+            self.read_limit = limit;
+        }
+        Ok(())
+    }
+
+    /// Reads a job off whose body of `length` bytes is too large, and fails it.
+    fn discard(&mut self, length: usize) -> Result<(), ConnectionError> {
+        let total = HEADER_SIZE + length;
+        let known = HEADER_SIZE + length.min(MAX_ARGUMENTS);
+        if self.buffer.len() < known {
+            self.buffer.resize(known, 0);
+        }
+        while self.end < known {
+            self.read_of_job()?;
+        }
+        let begun = self.end.min(total);
+        let packet = Packet { kind: kind::JOB_ASSIGN_UNIQ, body: &self.buffer[HEADER_SIZE..begun] };
+        let ([handle, _, _], data) = packet.arguments()?;
+        let (handle, size) = (handle.to_vec(), data.len() + total - begun);
+        self.end -= begun;
+        self.buffer.copy_within(begun..begun + self.end, 0);
+        self.buffer.resize(self.buffer.len().max(LARGEST_READ), 0);
+        let mut left = total - begun;
+        while left > 0 {
+            self.read_of_job()?;
+            let read_off = left.min(self.end);
+            left -= read_off;
+            self.end -= read_off;
+            self.buffer.copy_within(read_off..read_off + self.end, 0);
+        }
+        let source = &self.session.source;
+        source.assigned(&mut source.lock(), 0);
+        self.session.fail_too_large(&handle, size, 0);
+        Ok(())
+    }
+
+    fn read_of_job(&mut self) -> Result<(), ConnectionError> {
+        let limit = self.session.life.settings.timing.discard;
+        if self.read(limit)? == 0 && self.heard.elapsed() >= limit {
+            return Err(ConnectionError::NoAnswer(limit));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the source has heard every acknowledgement before the connection is closed: those written just
+    /// before a close are lost when jobs are still on their way.
+    pub fn prove(&mut self) {
+        let life = self.session.life;
+        let lost = |end: &Option<End>| {
+            matches!(end, Some(End::Lost { server, .. }) if *server == life.config.source.server)
+        };
+        if lost(&self.session.end.lock()) {
+            return;
+        }
+        self.session.source.lock().window.close();
+        self.session.source.echo();
+        if let Err(error) = self.wait_for_answers() {
+            debug!("{}: closed without an answer: {error}", life.config.source);
+        }
+    }
+
+    fn wait_for_answers(&mut self) -> Result<(), ConnectionError> {
+        self.deadline = Some(Instant::now() + self.session.life.settings.timing.farewell);
+        loop {
+            let Rest::Part { needed } = self.take(None)? else {
+                // Nobody waits for a job that is too large: it goes back.
+                return Err(ConnectionError::Closed);
+            };
+            if self.session.source.lock().all_answered() {
+                return Ok(());
+            }
+            // No room is waited for: what comes isn't kept.
+            self.make_room(needed);
+            self.read(self.session.life.settings.timing.answer)?;
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Undeliverable jobs: to the reject queue as they came, or failed with a reason.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use log::warn;
+
+use super::destination::{Clock, Link};
+use super::identity::{Identity, next_number};
+use super::job::Batch;
+use super::recovery::Recovery;
+use super::source::BACKGROUND_ANSWER;
+use super::{Session, client_id};
+use crate::config::Address;
+use crate::gearman::connection::{Connection, ConnectionError, error_code, is_timeout};
+use crate::gearman::packet::{ProtocolError, kind, put_request};
+use crate::logging::escaped;
+
+/// At most one line in this time about the undeliverable jobs of a forward.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// Jobs that are submitted to the reject queue at once.
+const REJECTED_AT_ONCE: usize = 256;
+
+/// The longest reply to a submission, bytes.
+const MAX_REPLY: usize = 4 << 10;
+
+/// Reports undeliverable jobs, at most a line a second.
+#[derive(Debug, Default)]
+pub struct Rejections {
+    last: Option<Instant>,
+    more: u64,
+}
+
+impl Rejections {
+    /// Reports it now, or counts it for a later line.
+    pub fn note(&mut self, what: fmt::Arguments<'_>) {
+        if self.last.is_some_and(|last| last.elapsed() < REPORT_EVERY) {
+            self.more += 1;
+            return;
+        }
+        self.report();
+        warn!("{what}");
+        self.last = Some(Instant::now());
+    }
+
+    /// Reports what was counted only.
+    pub fn report(&mut self) {
+        match std::mem::take(&mut self.more) {
+            0 => {}
+            more => warn!("{more} more messages of this kind about undeliverable jobs"),
+        }
+    }
+}
+
+/// An undeliverable job.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The job alone.
+    pub batch: Batch,
+    /// Why.
+    pub reason: String,
+}
+
+impl Session<'_> {
+    /// Fails an undeliverable job, which counts with `held` bytes.
+    pub fn fail(&self, handle: &[u8], held: usize, reason: &str) {
+        self.life.metrics.rejected();
+        let forward = &self.life.config;
+        self.life.rejections.lock().note(format_args!(
+            "job {} of {} can't be delivered to {}: {reason}; failed",
+            escaped(handle),
+            forward.source,
+            forward.destination
+        ));
+        self.finish_failed(handle, held);
+    }
+
+    /// Fails a job whose data takes `size` bytes, more than is allowed.
+    pub fn fail_too_large(&self, handle: &[u8], size: usize, held: usize) {
+        let limit = self.life.settings.max_job_size;
+        self.fail(handle, held, &format!("its {size} bytes are more than max_job_size = {limit} allows"));
+    }
+
+    /// Tells the source that a job has failed.
+    pub fn finish_failed(&self, handle: &[u8], held: usize) {
+        let mut packet = Vec::new();
+        put_request(&mut packet, kind::WORK_FAIL, &[handle]);
+        self.source.finish(&packet, held);
+    }
+}
+
+/// The thread that submits undeliverable jobs to the reject queue, over a connection opened when first needed.
+pub struct Rejecter<'s> {
+    session: &'s Session<'s>,
+    address: &'s Address,
+    rejected: Receiver<Rejected>,
+    recovery: Recovery<'s>,
+    held: Vec<Rejected>,
+}
+
+impl<'s> Rejecter<'s> {
+    /// A rejecter for the reject queue `address`.
+    pub fn new(session: &'s Session<'s>, address: &'s Address, rejected: Receiver<Rejected>) -> Rejecter<'s> {
+        Rejecter { session, address, rejected, recovery: Recovery::new(session, address), held: Vec::new() }
+    }
+
+    /// Runs until every submitter has ended, or the session is over.
+    pub fn run(mut self) {
+        let mut connection = None;
+        while let Ok(first) = self.rejected.recv() {
+            self.held.push(first);
+            self.held.extend(self.rejected.try_iter().take(REJECTED_AT_ONCE - 1));
+            while !self.held.is_empty() {
+                match self.deliver(connection.take()) {
+                    Ok(open) => {
+                        connection = Some(open);
+                        self.recovery.worked();
+                        self.session.life.recovered(&self.address.server);
+                    }
+                    Err(error) => {
+                        if !self.recovery.pause(error) {
+                            // What is held goes back to the source.
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Submits what is held and waits for the replies; what was taken is acknowledged and no longer held.
+    fn deliver(&mut self, connection: Option<Connection>) -> Result<Connection, ConnectionError> {
+        let life = self.session.life;
+        let server = &self.address.server;
+        let mut connection = match connection {
+            Some(connection) => connection,
+            None => Connection::open(&server.host, server.port, &client_id(&life.config.source), &life.limits())?,
+        };
+        let mut out = Vec::new();
+        let mut unique = String::new();
+        for Rejected { batch, .. } in &mut self.held {
+            for job in &mut batch.jobs {
+                let parts = job.parts(&batch.bytes);
+                let identity: Identity = self.session.origin.identify(&parts);
+                job.key = identity.key;
+                if !self.session.origin.tells() && job.number == 0 {
+                    job.number = next_number();
+                }
+                // The source's own id may repeat, and merging would drop data.
+                self.session.origin.write_unique(&mut unique, parts.handle, &identity, job.number);
+                put_request(
+                    &mut out,
+                    kind::SUBMIT_JOB_BG,
+                    &[self.address.queue.as_bytes(), unique.as_bytes(), parts.data],
+                );
+            }
+        }
+        let clock = Clock::new(life.settings.timing.answer);
+        let link = Link::new(&connection.stream, &clock)?;
+        connection.stream.set_read_timeout(Some(life.settings.timing.answer))?;
+        clock.owe(self.held.len());
+        link.write(&out)?;
+        let mut refusal = None;
+        let mut lost = None;
+        for rejected in std::mem::take(&mut self.held) {
+            if lost.is_none() {
+                match reply(&mut connection) {
+                    Ok(None) => {
+                        self.acknowledge(&rejected);
+                        continue;
+                    }
+                    Ok(Some(code)) => refusal = Some(ConnectionError::Refused(code)),
+                    Err(error) => lost = Some(error),
+                }
+            }
+            self.held.push(rejected);
+        }
+        lost.or(refusal).map_or(Ok(connection), Err)
+    }
+
+    /// The job is in the reject queue.
+    fn acknowledge(&self, rejected: &Rejected) {
+        let life = self.session.life;
+        life.metrics.rejected();
+        let Rejected { batch, reason } = rejected;
+        for job in &batch.jobs {
+            let handle = job.parts(&batch.bytes).handle;
+            life.rejections.lock().note(format_args!(
+                "job {} of {} can't be delivered to {}: {reason}; moved to {}",
+                escaped(handle),
+                life.config.source,
+                life.config.destination,
+                self.address
+            ));
+            if life.config.asynchronous {
+                let mut packet = Vec::new();
+                put_request(&mut packet, kind::WORK_COMPLETE, &[handle, BACKGROUND_ANSWER]);
+                self.session.source.acknowledge(&packet, &[job.key], job.size());
+            } else {
+                // Who waits for a result is told that there is none.
+                self.session.finish_failed(handle, job.size());
+            }
+        }
+    }
+}
+
+/// Waits for the reply to one submission: `None` when it was taken, the code when it was refused.
+fn reply(connection: &mut Connection) -> Result<Option<String>, ConnectionError> {
+    loop {
+        if let Some(packet) = connection.incoming.next(MAX_REPLY)? {
+            return match packet.kind {
+                kind::JOB_CREATED => Ok(None),
+                kind::ERROR => Ok(Some(error_code(packet.body))),
+                other => Err(ProtocolError::Unexpected(other).into()),
+            };
+        }
+        match connection.incoming.fill(&mut &connection.stream) {
+            Err(error) if is_timeout(&error) => {
+                let limit = connection.stream.read_timeout().ok().flatten().unwrap_or_default();
+                return Err(ConnectionError::NoAnswer(limit));
+            }
+            other => other?,
+        }
+    }
+}

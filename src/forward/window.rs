@@ -1,0 +1,277 @@
+//! How many jobs a forward asks its source for: what is asked for and held is at most `prefetch`.
+//!
+//! A pure state machine: the reader tells it what came, everybody who writes to the source asks it what to request.
+
+/// Grabs on the wire at first and after a NO_JOB: asking a server for many jobs when it has one costs it CPU and the job
+/// time, a few cost nothing.
+const FIRST_GRABS: usize = 4;
+
+/// NOOPs that may come without a job before the source counts as broken: gearmand sends one for a PRE_SLEEP.
+const MAX_IDLE_NOOPS: u32 = 1000;
+
+/// NOOPs in a row after which the grabs that answer them are delayed: another worker is faster, or the server is odd.
+const PATIENT_NOOPS: u32 = 8;
+
+/// What is to be requested from the source now.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// GRAB_JOB_UNIQ.
+    pub grabs: usize,
+    /// PRE_SLEEP, after them.
+    pub sleep: bool,
+}
+
+/// The state of one source connection's grabs.
+#[derive(Debug)]
+pub struct Window {
+    prefetch: usize,
+    byte_limit: usize,
+    /// Grabs that may be on the wire now.
+    ask: usize,
+    /// Grabs without an answer.
+    on_wire: usize,
+    held: usize,
+    held_bytes: usize,
+    /// A decaying average of the size of jobs, bytes.
+    average: usize,
+    /// A NO_JOB came: nothing is asked until no grab is on the wire.
+    drained: bool,
+    /// PRE_SLEEP was sent and no NOOP came since.
+    asleep: bool,
+    /// No more grabs: the forward stops.
+    closed: bool,
+    idle_noops: u32,
+}
+
+impl Window {
+    /// A window for a new connection: nothing asked, nothing held.
+    pub fn new(prefetch: usize, byte_limit: usize) -> Window {
+        Window {
+            prefetch,
+            byte_limit,
+            ask: FIRST_GRABS,
+            on_wire: 0,
+            held: 0,
+            held_bytes: 0,
+            average: 0,
+            drained: false,
+            asleep: false,
+            closed: false,
+            idle_noops: 0,
+        }
+    }
+
+    /// A grab was answered by a job of `bytes`.
+    pub fn assigned(&mut self, bytes: usize) {
+        self.on_wire = self.on_wire.saturating_sub(1);
+        self.held += 1;
+        self.held_bytes += bytes;
+        self.average = if self.average == 0 { bytes } else { (self.average * 7 + bytes) / 8 };
+        self.idle_noops = 0;
+        if !self.drained {
+            self.ask = (self.ask + 1).min(self.prefetch);
+        }
+    }
+
+    /// A grab was answered by NO_JOB.
+    pub fn no_job(&mut self) {
+        self.on_wire = self.on_wire.saturating_sub(1);
+        self.drained = true;
+        self.ask = FIRST_GRABS;
+    }
+
+    /// The source has jobs for a sleeping worker. `false` when it has said so endlessly without giving one.
+    pub fn noop(&mut self) -> bool {
+        self.idle_noops += 1;
+        if self.asleep {
+            self.asleep = false;
+            self.drained = false;
+        }
+        self.idle_noops <= MAX_IDLE_NOOPS
+    }
+
+    /// How long to wait before NOOPs that brought no job are answered, milliseconds.
+    pub fn patience(&self) -> u64 {
+        match self.idle_noops.checked_sub(PATIENT_NOOPS) {
+            Some(more) if self.on_wire == 0 && !self.asleep => 1000.min(1 << more.min(10)),
+            _ => 0,
+        }
+    }
+
+    /// `jobs` that took `bytes` are no longer held.
+    pub fn released(&mut self, jobs: usize, bytes: usize) {
+        self.held = self.held.saturating_sub(jobs);
+        self.held_bytes = self.held_bytes.saturating_sub(bytes);
+    }
+
+    /// No more grabs from now on.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Jobs that may be asked for and held from now on.
+    pub fn set_prefetch(&mut self, prefetch: usize) {
+        self.prefetch = prefetch;
+        self.ask = self.ask.min(prefetch);
+    }
+
+    /// What is due now; it counts as requested. `spare` are the bytes that all forwards together may still hold.
+    pub fn due(&mut self, spare: usize) -> Requests {
+        if self.closed || self.asleep {
+            return Requests::default();
+        }
+        if self.drained {
+            if self.on_wire > 0 {
+                return Requests::default();
+            }
+            self.asleep = true;
+            return Requests { grabs: 0, sleep: true };
+        }
+        let taken = self.on_wire + self.held;
+        let by_count = self.prefetch.saturating_sub(taken).min(self.ask.saturating_sub(self.on_wire));
+        let room = self.byte_limit.saturating_sub(self.held_bytes).min(spare);
+        let by_bytes = (room / self.average.max(1)).saturating_sub(self.on_wire);
+        let grabs = by_count.min(by_bytes.max(usize::from(taken == 0)));
+        self.on_wire += grabs;
+        Requests { grabs, sleep: false }
+    }
+
+    /// A grab and a PRE_SLEEP although the source has not called, `None` while it owes answers: a probe that also finds a
+    /// lost wake-up and a job whose time has come.
+    pub fn probe(&mut self) -> Option<Requests> {
+        if self.closed || !self.asleep || self.held >= self.prefetch {
+            return None;
+        }
+        self.on_wire += 1;
+        Some(Requests { grabs: 1, sleep: true })
+    }
+
+    /// Grabs without an answer.
+    pub fn on_wire(&self) -> usize {
+        self.on_wire
+    }
+
+    /// Jobs taken and neither acknowledged nor given back.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Whether `more` bytes may be taken in beside what is held; one job of any size always may.
+    pub fn has_room(&self, more: usize, spare: usize) -> bool {
+        self.held == 0 || (self.held_bytes + more <= self.byte_limit && more <= spare)
+    }
+
+    /// Whether the source has nothing for us, as far as it told.
+    pub fn asleep(&self) -> bool {
+        self.asleep
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPARE: usize = usize::MAX;
+
+    fn grabs(window: &mut Window) -> usize {
+        window.due(SPARE).grabs
+    }
+
+    #[test]
+    fn it_asks_for_few_first_and_doubles_while_all_bring_jobs() {
+        let mut window = Window::new(100, usize::MAX);
+        assert_eq!(grabs(&mut window), 4);
+        for round in [8, 16, 32] {
+            for _ in 0..window.on_wire() {
+                window.assigned(600);
+            }
+            let (held, bytes) = (window.held, window.held_bytes);
+            window.released(held, bytes);
+            assert_eq!(grabs(&mut window), round);
+        }
+    }
+
+    #[test]
+    fn asked_for_and_held_are_never_more_than_prefetch() {
+        let mut window = Window::new(10, usize::MAX);
+        for _ in 0..100 {
+            window.due(SPARE);
+            assert!(window.on_wire() + window.held() <= 10);
+            if window.on_wire() > 0 {
+                window.assigned(1);
+            } else {
+                window.released(3, 3);
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_no_job_it_waits_for_all_answers_and_sleeps() {
+        let mut window = Window::new(100, usize::MAX);
+        assert_eq!(grabs(&mut window), 4);
+        window.no_job();
+        window.assigned(1);
+        window.no_job();
+        assert_eq!(window.due(SPARE), Requests::default(), "one answer is still to come");
+        window.no_job();
+        assert_eq!(window.due(SPARE), Requests { grabs: 0, sleep: true });
+        assert_eq!(window.due(SPARE), Requests::default(), "asleep");
+        assert!(window.noop());
+        assert_eq!(grabs(&mut window), 4);
+        assert!(window.noop(), "a NOOP while grabs are out changes nothing");
+        assert_eq!(grabs(&mut window), 0);
+    }
+
+    #[test]
+    fn noops_without_jobs_are_answered_later_and_later_and_end_the_connection_at_last() {
+        let mut window = Window::new(100, usize::MAX);
+        let mut waits = Vec::new();
+        for _ in 0..20 {
+            grabs(&mut window);
+            while window.on_wire() > 0 {
+                window.no_job();
+            }
+            window.due(SPARE);
+            assert!(window.noop());
+            waits.push(window.patience());
+        }
+        assert_eq!(waits[..7], [0; 7]);
+        assert_eq!(waits[7..12], [1, 2, 4, 8, 16]);
+        assert_eq!(waits.last(), Some(&1000));
+        assert!((0..2000).any(|_| !window.noop()));
+    }
+
+    #[test]
+    fn bytes_bound_what_is_asked_for_but_one_job_always_fits() {
+        let mut window = Window::new(100, 1000);
+        assert_eq!(grabs(&mut window), 4);
+        for _ in 0..4 {
+            window.assigned(400);
+        }
+        assert!(!window.has_room(1, SPARE));
+        assert_eq!(grabs(&mut window), 0);
+        window.released(4, 1600);
+        assert_eq!(grabs(&mut window), 2, "two of this size fit");
+        window.assigned(5000);
+        window.assigned(5000);
+        window.released(2, 10_000);
+        assert!(window.has_room(1 << 40, 0));
+        assert_eq!(grabs(&mut window), 1);
+    }
+
+    #[test]
+    fn a_probe_is_one_grab_of_a_sleeping_window() {
+        let mut window = Window::new(100, usize::MAX);
+        assert_eq!(window.probe(), None, "not asleep");
+        grabs(&mut window);
+        for _ in 0..4 {
+            window.no_job();
+        }
+        assert!(window.due(SPARE).sleep);
+        assert_eq!(window.probe(), Some(Requests { grabs: 1, sleep: true }));
+        window.no_job();
+        assert_eq!(window.due(SPARE), Requests::default());
+        window.close();
+        assert_eq!(window.probe(), None);
+    }
+}

@@ -13,6 +13,7 @@
 //! Dependencies point one way: `gearman` knows nothing of forwards, `stages` nothing of sockets, `config` nothing of
 //! threads.
 
+pub mod cli;
 pub mod config;
 pub mod gearman;
 pub mod metrics;

@@ -1,8 +1,16 @@
-//! What is wrong in a configuration, and where.
+//! What is wrong in a configuration, and where: each error with its line and a caret under the spot.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use super::keys;
+
+/// What stands in a shown line in place of a password.
+const MASK: &str = "********";
+
+/// More characters of a line than this are not shown.
+const SHOWN: usize = 160;
 
 /// A line of a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,4 +30,232 @@ impl fmt::Display for Place {
 
 /// One thing that is wrong in a configuration.
 #[derive(Debug, Clone)]
-pub struct ConfigError {}
+pub struct ConfigError {
+    place: String,
+    message: String,
+    excerpt: Option<Excerpt>,
+}
+
+/// A line as it may be shown, without its password.
+#[derive(Debug, Clone)]
+struct Excerpt {
+    text: String,
+    /// The spot, in characters of `text`.
+    column: usize,
+}
+
+impl ConfigError {
+    /// An error in a line, at a spot counted in bytes from the line's beginning.
+    pub(super) fn in_line(place: &Place, line: &str, offset: usize, message: impl Into<String>) -> ConfigError {
+        ConfigError { place: place.to_string(), message: message.into(), excerpt: Some(Excerpt::new(line, offset)) }
+    }
+
+    /// An error of a file, or of what was named as one.
+    pub(super) fn of_file(file: impl fmt::Display, message: impl Into<String>) -> ConfigError {
+        ConfigError { place: file.to_string(), message: message.into(), excerpt: None }
+    }
+
+    fn write(&self, out: &mut String, colour: bool) {
+        let (bold, red, plain) = if colour { ("\x1b[1m", "\x1b[1;31m", "\x1b[0m") } else { ("", "", "") };
+        let mut lines = self.message.lines();
+        out.push_str(&format!("{bold}{}:{plain} {}\n", self.place, lines.next().unwrap_or_default()));
+        for line in lines {
+            out.push_str(&format!("    {line}\n"));
+        }
+        if let Some(Excerpt { text, column }) = &self.excerpt {
+            // A tab above needs a tab below, or the caret stands elsewhere.
+            let indentation: String = text.chars().take(*column).map(|c| if c == '\t' { c } else { ' ' }).collect();
+            out.push_str(&format!("    {text}\n    {indentation}{red}^{plain}\n"));
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    /// `FILE:LINE: what is wrong, and what would be right`, then the line with a caret under the spot.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = String::new();
+        self.write(&mut out, false);
+        f.write_str(out.trim_end_matches('\n'))
+    }
+}
+
+/// Everything that is wrong in a configuration.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigErrors {
+    /// In the order of the files and their lines; never empty.
+    pub errors: Vec<ConfigError>,
+    /// What is allowed but unwise: `FILE:LINE: ...`, a line each.
+    pub warnings: Vec<String>,
+}
+
+impl ConfigErrors {
+    /// All errors, each followed by its line with a caret under the spot, ready to be printed; with ANSI colours where
+    /// asked for. Passwords are masked.
+    #[must_use]
+    pub fn report(&self, colour: bool) -> String {
+        let mut out = String::new();
+        for error in &self.errors {
+            error.write(&mut out, colour);
+        }
+        out
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.report(false).trim_end_matches('\n'))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Excerpt {
+    fn new(line: &str, offset: usize) -> Excerpt {
+        let end = line.trim_end().len();
+        let (shown, mask) = match secret(line) {
+            Some(start) => (line.get(..start).unwrap_or_default(), MASK),
+            None => (line.get(..end).unwrap_or_default(), ""),
+        };
+        let start = shown.len() - shown.trim_start().len();
+        let printable = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
+        let mut text: Vec<char> = shown.chars().skip(shown.get(..start).map_or(0, |s| s.chars().count())).collect();
+        let column = shown.get(start..offset.clamp(start, shown.len())).map_or(0, |s| s.chars().count());
+        text.extend(mask.chars());
+        let text: String = text.into_iter().map(printable).collect();
+        Excerpt { text, column }.cut()
+    }
+
+    /// Shows no more of a long line than the surroundings of the spot.
+    fn cut(self) -> Excerpt {
+        let length = self.text.chars().count();
+        if length <= SHOWN {
+            return self;
+        }
+        let start = self.column.saturating_sub(SHOWN / 2).min(length - SHOWN);
+        let (before, skipped) = if start > 0 { ("...", 3) } else { ("", 0) };
+        let after = if start + SHOWN < length { "..." } else { "" };
+        let middle: String = self.text.chars().skip(start).take(SHOWN).collect();
+        Excerpt { text: format!("{before}{middle}{after}"), column: self.column - start + skipped }
+    }
+}
+
+/// Where the part of a line begins that must not be shown because it is, or could be meant as, a password.
+///
+/// Mistakes are what this is about: `decript = x`, `decrypt x`, `password: x`, a forward and its `decrypt = x` on one
+/// line. So rather too much is hidden than too little: of a line with an unknown key, everything behind the key.
+pub(super) fn secret(line: &str) -> Option<usize> {
+    let blank = |c: char| c.is_whitespace();
+    let first_from = |from: usize| {
+        let rest = line.get(from..)?;
+        Some(from + rest.find(|c: char| !blank(c))?)
+    };
+    let key_start = first_from(0)?;
+    let (key, value_start) = match line.split_once('=') {
+        Some((key, _)) => (key.trim(), first_from(key.len() + 1)?),
+        None => {
+            let key = line.get(key_start..)?.split(blank).next()?;
+            (key, first_from(key_start + key.len())?)
+        }
+    };
+    let value = line.get(value_start..)?;
+    let assigned = line.contains('=');
+    if sounds_secret(key) {
+        let names_file = assigned && value.starts_with("file:");
+        return if names_file { None } else { Some(value_start) };
+    }
+    if !assigned {
+        return None;
+    }
+    match keys::find(key) {
+        Some(key) if key.takes_substitution() => None,
+        None if !key.contains('/') && !key.starts_with('$') => Some(value_start),
+        _ => {
+            // Another assignment behind the first: what follows is no part of this one's value.
+            let (before, after) = value.split_once('=')?;
+            let word = before.trim_end_matches(|c: char| !c.is_alphanumeric()).split(blank).next_back()?;
+            if sounds_secret(word) { first_from(line.len() - after.len()) } else { None }
+        }
+    }
+}
+
+/// Whether a word could be meant to name a password.
+fn sounds_secret(word: &str) -> bool {
+    let letters: String = word.chars().filter(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
+    ["crypt", "passw", "secret"].iter().any(|part| letters.contains(part))
+        || ["decrypt", "encrypt", "password", "pw", "key"].iter().any(|name| {
+            let allowed = name.len() / 3;
+            keys::distance(name, &letters) <= allowed
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(line: &str, offset: usize) -> (String, String) {
+        let Excerpt { text, column } = Excerpt::new(line, offset);
+        (text, " ".repeat(column) + "^")
+    }
+
+    #[test]
+    fn the_caret_stands_under_the_spot() {
+        assert_eq!(shown("worker = x", 9), ("worker = x".into(), "         ^".into()));
+        assert_eq!(shown("   worker = x  ", 12), ("worker = x".into(), "         ^".into()));
+        assert_eq!(shown("debug = ü x", 11), ("debug = ü x".into(), "          ^".into()));
+        assert_eq!(shown("worker =", 8), ("worker =".into(), "        ^".into()));
+        assert_eq!(shown("worker = x", 1000), ("worker = x".into(), "          ^".into()));
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(shown("debug = \x1b[2J", 8).0, "debug = \u{fffd}[2J");
+    }
+
+    #[test]
+    fn of_a_long_line_the_spots_surroundings_are_shown() {
+        let line = format!("debug = {}X{}", "a".repeat(500), "b".repeat(500));
+        let (text, caret) = shown(&line, 508);
+        assert_eq!(text.chars().count(), SHOWN + 6);
+        assert_eq!(text.chars().nth(caret.len() - 1), Some('X'));
+        assert!(text.starts_with("...") && text.ends_with("..."));
+    }
+
+    #[test]
+    fn passwords_are_masked_whatever_is_wrong_with_their_line() {
+        for (line, visible) in [
+            ("decrypt = hunter2", "decrypt = ********"),
+            ("  encrypt=hunter2", "encrypt=********"),
+            ("decript = hunter2", "decript = ********"),
+            ("dcrpt hunter2", "dcrpt ********"),
+            ("Password: hunter2", "Password: ********"),
+            ("\"decrypt\" => \"hunter2\",", "\"decrypt\" =********"),
+            ("whatever = hunter2", "whatever = ********"),
+            ("$pw = hunter2", "$pw = ********"),
+            ("dec/rypt = hunter2", "dec/rypt = ********"),
+            ("a/b = c/d decrypt = hunter2", "a/b = c/d decrypt = ********"),
+            ("worker = 1 decrypt=hunter2", "worker = 1 decrypt=********"),
+            ("decrypt file:hunter2", "decrypt ********"),
+        ] {
+            assert_eq!(shown(line, 0).0, visible, "{line}");
+            let (_, caret) = shown(line, line.len());
+            assert!(
+                caret.len() <= visible.len() - MASK.len() + 1,
+                "the caret tells how long the password of {line} is"
+            );
+        }
+    }
+
+    #[test]
+    fn other_lines_are_shown_whole() {
+        for line in [
+            "decrypt = file:/etc/key",
+            "a/b = c/d",
+            "$a = b",
+            "data_callback = s/^password=.*/password=x/",
+            "logfile = /var/log/x=y",
+            "a/b = c/d x=y",
+        ] {
+            assert_eq!(shown(line, 0).0, line);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! `$name`, `${name}` and `$$`.
+
+use std::collections::HashMap;
+
+/// The variables set so far, over the environment.
+pub(super) struct Variables {
+    /// None for one whose definition is wrong: that was reported, its use need not be.
+    set: HashMap<String, Option<String>>,
+    environment: fn(&str) -> Option<String>,
+}
+
+/// A text after expansion, which remembers where its parts came from.
+#[derive(Debug, PartialEq)]
+pub(super) struct Expanded {
+    pub(super) text: String,
+    /// For each variable and `$$`: where its value begins and ends in `text`, where it stood and ended before.
+    replaced: Vec<Replaced>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Replaced {
+    start: usize,
+    end: usize,
+    original_start: usize,
+    original_end: usize,
+}
+
+/// Why a text can't be expanded.
+#[derive(Debug, PartialEq)]
+pub(super) enum ExpansionError {
+    /// The definition of a variable in it is wrong and was reported.
+    Reported,
+    /// What is wrong, and what would be right; the spot in bytes.
+    Wrong { offset: usize, message: String },
+}
+
+impl Variables {
+    pub(super) fn new(environment: fn(&str) -> Option<String>) -> Variables {
+        Variables { set: HashMap::new(), environment }
+    }
+
+    /// Sets a variable, again or for the first time; None if its value is wrong.
+    pub(super) fn set(&mut self, name: &str, value: Option<String>) {
+        self.set.insert(name.to_owned(), value);
+    }
+
+    /// Whether this text is nothing but a variable that is set.
+    pub(super) fn is_variable(&self, text: &str) -> bool {
+        let name =
+            text.strip_prefix('$').map(|name| name.strip_prefix('{').and_then(|n| n.strip_suffix('}')).unwrap_or(name));
+        name.is_some_and(|name| self.set.contains_key(name))
+    }
+
+    pub(super) fn expand(&self, text: &str) -> Result<Expanded, ExpansionError> {
+        let mut expanded = Expanded { text: String::with_capacity(text.len()), replaced: Vec::new() };
+        let mut offset = 0;
+        while let Some((before, after)) = text.get(offset..).and_then(|rest| rest.split_once('$')) {
+            expanded.text.push_str(before);
+            offset += before.len();
+            let wrong = |message: String| Err(ExpansionError::Wrong { offset, message });
+            let braced = after.strip_prefix('{');
+            let name = match braced {
+                _ if after.starts_with('$') => "$",
+                Some(rest) => match rest.split_once('}') {
+                    Some((name, _)) if is_name(name) => name,
+                    Some((name, _)) => {
+                        let name = name.escape_debug();
+                        return wrong(format!(
+                            "`{name}` is no variable's name: letters, digits and `_`; write `$$` for a `$` itself"
+                        ));
+                    }
+                    None => return wrong("the brace is not closed: ${name}".to_owned()),
+                },
+                None => leading_name(after),
+            };
+            if name.is_empty() {
+                return wrong("a variable's name should follow the `$`; write `$$` for a `$` itself".to_owned());
+            }
+            let start = expanded.text.len();
+            if name == "$" {
+                expanded.text.push('$');
+            } else {
+                expanded.text.push_str(&self.value(name, offset)?);
+            }
+            let length = 1 + name.len() + if braced.is_some() { 2 } else { 0 };
+            let end = expanded.text.len();
+            expanded.replaced.push(Replaced { start, end, original_start: offset, original_end: offset + length });
+            offset += length;
+        }
+        expanded.text.push_str(text.get(offset..).unwrap_or_default());
+        Ok(expanded)
+    }
+
+    fn value(&self, name: &str, offset: usize) -> Result<String, ExpansionError> {
+        match self.set.get(name) {
+            Some(Some(value)) => Ok(value.clone()),
+            Some(None) => Err(ExpansionError::Reported),
+            None => (self.environment)(name).ok_or_else(|| {
+                let message = format!(
+                    "the variable ${name} is not set, neither above nor in the environment: set it with `${name} = ...`"
+                );
+                ExpansionError::Wrong { offset, message }
+            }),
+        }
+    }
+}
+
+impl Expanded {
+    /// Where a spot of the expanded text stood before: for one in a variable's value, where the variable did.
+    pub(super) fn original(&self, offset: usize) -> usize {
+        let mut original = offset;
+        for part in &self.replaced {
+            if offset < part.start {
+                break;
+            }
+            if offset < part.end {
+                return part.original_start;
+            }
+            original = offset - part.end + part.original_end;
+        }
+        original
+    }
+}
+
+/// Whether a variable can be called so.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty() && leading_name(text) == text
+}
+
+fn leading_name(text: &str) -> &str {
+    let end = text
+        .char_indices()
+        .find(|(index, c)| !(c.is_ascii_alphabetic() || *c == '_' || (*index > 0 && c.is_ascii_digit())))
+        .map_or(text.len(), |(index, _)| index);
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables() -> Variables {
+        let mut variables = Variables::new(|name| (name == "ENV").then(|| "environment".to_owned()));
+        variables.set("a", Some("1.2.3.4".to_owned()));
+        variables.set("_b2", Some(String::new()));
+        variables.set("broken", None);
+        variables
+    }
+
+    fn expand(text: &str) -> String {
+        variables().expand(text).unwrap().text
+    }
+
+    #[test]
+    fn variables_braces_dollars_and_the_environment() {
+        assert_eq!(expand("$a:4730/x"), "1.2.3.4:4730/x");
+        assert_eq!(expand("${a}b$_b2."), "1.2.3.4b.");
+        assert_eq!(expand("$$a$$$$$a"), "$a$$1.2.3.4");
+        assert_eq!(expand("$ENV"), "environment");
+        assert_eq!(expand("ü$a"), "ü1.2.3.4");
+        assert_eq!(expand(""), "");
+    }
+
+    #[test]
+    fn what_cannot_be_expanded_is_pointed_at() {
+        for (text, at) in [("x$nope", 1), ("$a$", 2), ("$a ${", 3), ("${}", 0), ("${a b}", 0), ("$1", 0), ("$ü", 0)] {
+            match variables().expand(text) {
+                Err(ExpansionError::Wrong { offset, .. }) => assert_eq!(offset, at, "{text}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        assert_eq!(variables().expand("$broken"), Err(ExpansionError::Reported));
+    }
+
+    #[test]
+    fn values_are_not_expanded_again() {
+        let mut variables = variables();
+        variables.set("literal", Some("$a".to_owned()));
+        assert_eq!(variables.expand("$literal").unwrap().text, "$a");
+    }
+
+    #[test]
+    fn a_spot_is_found_again_in_the_text_as_written() {
+        let expanded = variables().expand("x$a:99${a}y").unwrap();
+        assert_eq!(expanded.text, "x1.2.3.4:991.2.3.4y");
+        for (offset, original) in [(0, 0), (1, 1), (7, 1), (8, 3), (9, 4), (11, 6), (17, 6), (18, 10), (19, 11)] {
+            assert_eq!(expanded.original(offset), original, "{offset}");
+        }
+    }
+}

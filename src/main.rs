@@ -25,6 +25,9 @@ fn main() -> ExitCode {
                 print!("{}", config.table());
             }
             Err(errors) => {
+                for warning in &errors.warnings {
+                    eprintln!("warning: {warning}");
+                }
                 let colour =
                     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
                 eprint!("{}", errors.report(colour));

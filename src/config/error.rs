@@ -144,48 +144,78 @@ impl Excerpt {
 /// Mistakes are what this is about: `decript = x`, `decrypt x`, `password: x`, a forward and its `decrypt = x` on one
 /// line. So rather too much is hidden than too little: of a line with an unknown key, everything behind the key.
 pub(super) fn secret(line: &str) -> Option<usize> {
-    let blank = |c: char| c.is_whitespace();
     let first_from = |from: usize| {
         let rest = line.get(from..)?;
         Some(from + rest.find(|c: char| !blank(c))?)
     };
     let key_start = first_from(0)?;
-    let (key, value_start) = match line.split_once('=') {
-        Some((key, _)) => (key.trim(), first_from(key.len() + 1)?),
-        None => {
-            let key = line.get(key_start..)?.split(blank).next()?;
-            (key, first_from(key_start + key.len())?)
+    let sign = line.find('=');
+    if let Some(end) = secret_name(line, key_start) {
+        let start = first_from(end)?;
+        if Some(start) != sign {
+            return Some(start);
         }
+        let value = first_from(start + 1)?;
+        return (!line.get(value..)?.starts_with("file:")).then_some(value);
+    }
+    let Some(sign) = sign else {
+        let word = line.get(key_start..)?.split(blank).next()?;
+        return if sounds_secret(word) { first_from(key_start + word.len()) } else { None };
     };
-    let value = line.get(value_start..)?;
-    let assigned = line.contains('=');
-    if sounds_secret(key) {
-        let names_file = assigned && value.starts_with("file:");
-        return if names_file { None } else { Some(value_start) };
-    }
-    if !assigned {
-        return None;
-    }
+    let key = line.get(..sign)?.trim();
+    let value = first_from(sign + 1)?;
     match keys::find(key) {
-        Some(key) if key.takes_substitution() => None,
-        None if !key.contains('/') && !key.starts_with('$') => Some(value_start),
-        _ => {
-            // Another assignment behind the first: what follows is no part of this one's value.
-            let (before, after) = value.split_once('=')?;
-            let word = before.trim_end_matches(|c: char| !c.is_alphanumeric()).split(blank).next_back()?;
-            if sounds_secret(word) { first_from(line.len() - after.len()) } else { None }
+        Some(key) if key.takes_substitution() => return None,
+        None if !key.contains('/') && (!key.starts_with('$') || sounds_secret(key)) => return Some(value),
+        _ => {}
+    }
+    // An option on the line of another: what a value is ends at the first blank, but for paths.
+    let gap = value + line.get(value..)?.find(blank)?;
+    let mut start = gap;
+    for word in line.get(gap..)?.split_inclusive(blank) {
+        let end = start + word.len();
+        if let Some(name_end) = secret_name(line.get(..end)?, start) {
+            return first_from(name_end);
+        }
+        if sounds_secret(word) {
+            return first_from(end);
+        }
+        start = end;
+    }
+    let sign = line.get(gap..)?.find('=')?;
+    first_from(gap + sign + 1)
+}
+
+fn blank(c: char) -> bool {
+    c.is_whitespace()
+}
+
+/// Where the name ends with which a line begins if it is `decrypt`, `encrypt` or `password` but for a slip or two, even
+/// with the password right behind it.
+fn secret_name(line: &str, start: usize) -> Option<usize> {
+    let mut letters = String::new();
+    let mut best: Option<(usize, usize)> = None;
+    for (index, c) in line.get(start..)?.char_indices().take(12) {
+        if c == '=' && letters.len() > 4 {
+            break;
+        }
+        if !c.is_ascii_alphabetic() {
+            continue;
+        }
+        letters.push(c.to_ascii_lowercase());
+        let distance =
+            ["decrypt", "encrypt", "password"].map(|name| keys::distance(name, &letters)).into_iter().min()?;
+        if distance <= 2 && best.is_none_or(|(least, _)| distance < least) {
+            best = Some((distance, start + index + 1));
         }
     }
+    best.map(|(_, end)| end)
 }
 
 /// Whether a word could be meant to name a password.
 fn sounds_secret(word: &str) -> bool {
     let letters: String = word.chars().filter(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
-    ["crypt", "passw", "secret"].iter().any(|part| letters.contains(part))
-        || ["decrypt", "encrypt", "password", "pw", "key"].iter().any(|name| {
-            let allowed = name.len() / 3;
-            keys::distance(name, &letters) <= allowed
-        })
+    ["crypt", "passw", "secret"].iter().any(|part| letters.contains(part)) || ["pw", "key"].contains(&letters.as_str())
 }
 
 #[cfg(test)]
@@ -227,13 +257,19 @@ mod tests {
             ("  encrypt=hunter2", "encrypt=********"),
             ("decript = hunter2", "decript = ********"),
             ("dcrpt hunter2", "dcrpt ********"),
-            ("Password: hunter2", "Password: ********"),
-            ("\"decrypt\" => \"hunter2\",", "\"decrypt\" =********"),
+            ("Password: hunter2", "Password********"),
+            ("\"decrypt\" => \"hunter2\",", "\"decrypt********"),
+            ("encrypt aHVudGVyMg==", "encrypt ********"),
+            ("encrypt!hunter2", "encrypt********"),
+            ("local_password hunter2", "local_password ********"),
             ("whatever = hunter2", "whatever = ********"),
             ("$pw = hunter2", "$pw = ********"),
             ("dec/rypt = hunter2", "dec/rypt = ********"),
-            ("a/b = c/d decrypt = hunter2", "a/b = c/d decrypt = ********"),
-            ("worker = 1 decrypt=hunter2", "worker = 1 decrypt=********"),
+            ("a/b = c/d decrypt = hunter2", "a/b = c/d decrypt ********"),
+            ("a/b = c/d decrypt hunter2", "a/b = c/d decrypt ********"),
+            ("a/b = c/d d = hunter2", "a/b = c/d d = ********"),
+            ("worker = 1 decrypt=hunter2", "worker = 1 decrypt********"),
+            ("= hunter2", "= ********"),
             ("decrypt file:hunter2", "decrypt ********"),
         ] {
             assert_eq!(shown(line, 0).0, visible, "{line}");
@@ -253,7 +289,10 @@ mod tests {
             "$a = b",
             "data_callback = s/^password=.*/password=x/",
             "logfile = /var/log/x=y",
-            "a/b = c/d x=y",
+            "a/b = c/d=e",
+            "a/key = c/secret",
+            "a/b = c/d e",
+            "worker = 4 # four",
         ] {
             assert_eq!(shown(line, 0).0, line);
         }

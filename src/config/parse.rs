@@ -225,8 +225,7 @@ impl Parser {
             return;
         }
         let Some((key, value)) = line.text.split_once('=') else {
-            let message = "the `=` is missing: a line is `key = value`, or a comment that begins with `#`";
-            return self.wrong(&start.at(whole.offset + whole.text.len()), message);
+            return self.wrong(&start.at(whole.offset + whole.text.len()), missing_sign());
         };
         let value = Part::trimmed(value, key.len() + 1);
         let key = Part::trimmed(key, 0);
@@ -240,7 +239,9 @@ impl Parser {
         } else if let Some(key) = keys::find(key.text) {
             self.option(&spot, key, value);
         } else {
-            self.wrong(&spot, unknown(key.text));
+            // Of a line such as `decrypt aGVsbG8=` what stands before the `=` is no key only.
+            let hidden = secret(&line.text).is_some_and(|start| start < key.offset + key.text.len());
+            self.wrong(&spot, if hidden { missing_sign() } else { unknown(key.text) });
         }
     }
 
@@ -278,7 +279,7 @@ impl Parser {
             Ok(value) => Value::Right(value),
             Err(AddressError { message, offset }) => {
                 let spot = spot.at(part.offset + expanded.original(offset));
-                self.wrong_quoting(&spot, message, "this is no address: HOST:PORT/QUEUE");
+                self.wrong_quoting(&spot, message, "this is no address: HOST:PORT/QUEUE, with nothing behind it");
                 Value::Wrong
             }
         }
@@ -674,6 +675,10 @@ fn perl(line: &str) -> Option<usize> {
     let comment = before.trim_start().starts_with(['#', ';']);
     let callback = before.split_once('=').is_some_and(|(key, _)| keys::find(key.trim()).is_some());
     (is_perl && !comment && !callback).then_some(start)
+}
+
+fn missing_sign() -> String {
+    "the `=` is missing: a line is `key = value`, or a comment that begins with `#`".to_owned()
 }
 
 fn unknown(key: &str) -> String {

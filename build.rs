@@ -21,9 +21,10 @@ fn described() -> Option<String> {
     if !Path::new(&folder).join(".git").exists() {
         return None;
     }
-    // The reference that HEAD names moves with each commit, HEAD itself with each change of branch.
+    // The reference that HEAD names moves with each commit, HEAD itself with each change of branch; the reference may
+    // also be packed, and its next commit then be in a new file, but the log of HEAD tells of that too.
     let reference = git(&["symbolic-ref", "-q", "HEAD"]);
-    for file in ["HEAD", "packed-refs"].into_iter().chain(reference.as_deref()) {
+    for file in ["HEAD", "logs/HEAD", "packed-refs"].into_iter().chain(reference.as_deref()) {
         // Cargo builds each time anew if a file that it watches isn't there.
         if let Some(path) = git(&["rev-parse", "--git-path", file]).filter(|path| Path::new(path).exists()) {
             println!("cargo::rerun-if-changed={path}");

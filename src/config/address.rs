@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::error::quoted;
+
 /// The port of a job server whose address names none (IANA's for gearman).
 pub const DEFAULT_PORT: u16 = 4730;
 
@@ -80,7 +82,7 @@ impl Address {
             return wrong(0, format!("an address is written without quotes, not with {quote}"));
         }
         let Some((server, queue)) = text.split_once('/') else {
-            return wrong(text.len(), format!("`{}` names no queue: HOST:PORT/QUEUE", text.escape_debug()));
+            return wrong(text.len(), format!("{} names no queue: HOST:PORT/QUEUE", quoted(text)));
         };
         let queue_offset = server.len() + 1;
         let server = Server::parse(server)?;
@@ -100,7 +102,7 @@ impl Server {
                 return wrong(0, "the bracket is not closed: [IPv6]:PORT/QUEUE");
             };
             if !is_ipv6(host) {
-                return wrong(1, format!("`{}` is no IPv6 address: [IPv6]:PORT/QUEUE", host.escape_debug()));
+                return wrong(1, format!("{} is no IPv6 address: [IPv6]:PORT/QUEUE", quoted(host)));
             }
             let after_offset = host.len() + 2;
             match after.strip_prefix(':') {
@@ -130,10 +132,7 @@ impl Server {
                     return wrong(port_offset, "the port is missing: a number from 1 to 65535");
                 }
                 _ => {
-                    return wrong(
-                        port_offset,
-                        format!("`{}` is no port: a number from 1 to 65535", digits.escape_debug()),
-                    );
+                    return wrong(port_offset, format!("{} is no port: a number from 1 to 65535", quoted(digits)));
                 }
             },
         };
@@ -157,8 +156,8 @@ fn check_host(host: &str) -> Result<(), AddressError> {
     }
     let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if let Some((offset, c)) = host.char_indices().find(|(_, c)| !allowed(c)) {
-        let host = host.escape_debug();
-        return wrong(offset, format!("`{}` can't stand in a host name: `{host}`", c.escape_debug()));
+        let c = quoted(c.encode_utf8(&mut [0; 4]));
+        return wrong(offset, format!("{c} can't stand in a host name: {}", quoted(host)));
     }
     // A resolver would take it for a name and ask for it for ever.
     let dotted = host.split('.').count() == 4 && host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
@@ -179,8 +178,8 @@ pub fn check_queue(name: &str) -> Result<(), AddressError> {
     }
     if let Some((offset, c)) = name.char_indices().find(|(_, c)| c.is_whitespace() || c.is_control()) {
         let what = if c.is_whitespace() { "blanks" } else { "control characters" };
-        let shown = name.escape_debug();
-        return wrong(offset, format!("the queue name `{shown}` has {what}; a queue name can have none"));
+        let shown = quoted(name);
+        return wrong(offset, format!("the queue name {shown} has {what}; a queue name can have none"));
     }
     if name.len() > MAX_QUEUE_SIZE {
         let message = format!("the queue name has {} bytes; it may have {MAX_QUEUE_SIZE}", name.len());

@@ -12,6 +12,9 @@ const MASK: &str = "********";
 /// More characters of a line than this are not shown.
 const SHOWN: usize = 160;
 
+/// More characters of a word than this are not quoted in a message.
+const QUOTED: usize = 256;
+
 /// A line of a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -139,6 +142,25 @@ impl Excerpt {
     }
 }
 
+/// A word from a file as a message quotes it: in backquotes, with nothing in it that a terminal would obey or not show,
+/// and cut if it is long.
+pub(super) fn quoted(word: &str) -> String {
+    let mut out = String::from("`");
+    for (count, c) in word.chars().enumerate() {
+        if count == QUOTED {
+            out.push_str("...");
+            break;
+        }
+        if c.is_control() || (c.is_whitespace() && c != ' ') {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out.push('`');
+    out
+}
+
 /// Where the part of a line begins that must not be shown because it is, or could be meant as, a password.
 ///
 /// Mistakes are what this is about: `decript = x`, `decrypt x`, `password: x`, a forward and its `decrypt = x` on one
@@ -239,6 +261,14 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(shown("debug = \x1b[2J", 8).0, "debug = \u{fffd}[2J");
+    }
+
+    #[test]
+    fn quoted_words_are_harmless_and_short() {
+        assert_eq!(quoted("a'\"\\ü b"), "`a'\"\\ü b`");
+        assert_eq!(quoted("\x1b[2J\u{a0}"), "`\\u{1b}[2J\\u{a0}`");
+        assert_eq!(quoted(&"x".repeat(256)), format!("`{}`", "x".repeat(256)));
+        assert_eq!(quoted(&"x".repeat(257)), format!("`{}...`", "x".repeat(256)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::{Address, AddressError, Server, check_queue};
-use super::error::{ConfigError, ConfigErrors, Place, secret};
+use super::error::{ConfigError, ConfigErrors, Place, quoted, secret};
 use super::keys::{self, Key, Scope};
 use super::source::{Line, read_password};
 use super::variables::{ExpansionError, Variables, is_name};
@@ -247,8 +247,8 @@ impl Parser {
 
     fn variable(&mut self, spot: &Spot, name: &str, value: Part<'_>) {
         if !is_name(name) {
-            let name = name.escape_debug();
-            let message = format!("`{name}` is no variable's name: letters, digits and `_`, set as `$name = value`");
+            let name = quoted(name);
+            let message = format!("{name} is no variable's name: letters, digits and `_`, set as `$name = value`");
             return self.wrong(&spot.at(spot.offset + 1), message);
         }
         let value = self.expand(spot, value, |text| Ok(text.to_owned()));
@@ -300,7 +300,7 @@ impl Parser {
             ""
         };
         let takes = format!("`{}`, which takes {}{comment}", key.name(), key.entry().values);
-        let message = format!("`{}` is no value for {takes}", text.escape_debug());
+        let message = format!("{} is no value for {takes}", quoted(text));
         self.wrong_quoting(&spot.at(offset), message, &format!("this is no value for {takes}"));
     }
 
@@ -487,7 +487,7 @@ impl Parser {
         match read_password(&PathBuf::from(&name)) {
             Ok(file) => {
                 if file.world_readable {
-                    let name = name.escape_debug();
+                    let name = quoted(&name);
                     self.warn(
                         spot,
                         &format!(
@@ -498,7 +498,7 @@ impl Parser {
                 Some(Cipher::new(&file.password))
             }
             Err(reason) => {
-                let name = name.escape_debug();
+                let name = quoted(&name);
                 self.wrong(&spot.at(path.offset), format!("the password file {name} {reason}"));
                 None
             }
@@ -682,21 +682,21 @@ fn missing_sign() -> String {
 }
 
 fn unknown(key: &str) -> String {
-    let shown = key.escape_debug();
+    let shown = quoted(key);
     // An option of the Perl script that has no equal here.
     if key.trim_matches(['"', '\'']).eq_ignore_ascii_case("remoteQueue") {
         return format!(
-            "`{shown}` is no key here: the destination stands in the forward's own line, SOURCE = DESTINATION"
+            "{shown} is no key here: the destination stands in the forward's own line, SOURCE = DESTINATION"
         );
     }
     match keys::nearest(key) {
-        Some(near) => format!("`{shown}` is no known key; the nearest is `{}`", near.name()),
+        Some(near) => format!("{shown} is no known key; the nearest is `{}`", near.name()),
         None if key.contains(':') => {
-            format!("`{shown}` is no known key; if it should be a forward, its queue is missing: HOST:PORT/QUEUE")
+            format!("{shown} is no known key; if it should be a forward, its queue is missing: HOST:PORT/QUEUE")
         }
         None => {
             let names: Vec<&str> = keys::KEYS.iter().map(|entry| entry.name).collect();
-            format!("`{shown}` is no known key; there are {}", names.join(", "))
+            format!("{shown} is no known key; there are {}", names.join(", "))
         }
     }
 }

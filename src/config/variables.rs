@@ -2,6 +2,11 @@
 
 use std::collections::HashMap;
 
+use super::error::quoted;
+
+/// No value gets longer than this, bytes: a variable doubled in line after line would fill the memory.
+const MAX_SIZE: usize = 64 << 10;
+
 /// The variables set so far, over the environment.
 pub(super) struct Variables {
     /// None for one whose definition is wrong: that was reported, its use need not be.
@@ -64,9 +69,9 @@ impl Variables {
                 Some(rest) => match rest.split_once('}') {
                     Some((name, _)) if is_name(name) => name,
                     Some((name, _)) => {
-                        let name = name.escape_debug();
+                        let name = quoted(name);
                         return wrong(format!(
-                            "`{name}` is no variable's name: letters, digits and `_`; write `$$` for a `$` itself"
+                            "{name} is no variable's name: letters, digits and `_`; write `$$` for a `$` itself"
                         ));
                     }
                     None => return wrong("the brace is not closed: ${name}".to_owned()),
@@ -81,6 +86,9 @@ impl Variables {
                 expanded.text.push('$');
             } else {
                 expanded.text.push_str(&self.value(name, offset)?);
+            }
+            if expanded.text.len() > MAX_SIZE {
+                return wrong(format!("with this variable the value has more than {} KiB", MAX_SIZE >> 10));
             }
             let length = 1 + name.len() + if braced.is_some() { 2 } else { 0 };
             let end = expanded.text.len();
@@ -170,6 +178,17 @@ mod tests {
             }
         }
         assert_eq!(variables().expand("$broken"), Err(ExpansionError::Reported));
+    }
+
+    #[test]
+    fn a_value_that_doubles_has_an_end() {
+        let mut variables = variables();
+        let mut count = 0;
+        while let Ok(expanded) = variables.expand("$a$a") {
+            variables.set("a", Some(expanded.text));
+            count += 1;
+        }
+        assert_eq!(count, 13);
     }
 
     #[test]

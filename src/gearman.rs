@@ -2,5 +2,6 @@
 //!
 //! Names and numbers are those of the PROTOCOL file in gearmand's source.
 
+pub mod admin;
 pub mod connection;
 pub mod packet;

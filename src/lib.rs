@@ -16,7 +16,9 @@
 pub mod cli;
 pub mod config;
 pub mod gearman;
+pub mod logging;
 pub mod metrics;
 pub mod notify;
 pub mod pidfile;
 pub mod stages;
+pub mod status;

@@ -60,10 +60,9 @@ impl Notifier {
     }
 
     fn send(&self, state: String) {
-        if let Some((socket, manager)) = &self.manager {
-            if let Err(error) = socket.send_to_addr(state.as_bytes(), manager) {
-                log::debug!("service manager not notified: {error}");
-            }
+        let Some((socket, manager)) = &self.manager else { return };
+        if let Err(error) = socket.send_to_addr(state.as_bytes(), manager) {
+            log::debug!("service manager not notified: {error}");
         }
     }
 }

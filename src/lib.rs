@@ -22,3 +22,4 @@ pub mod notify;
 pub mod pidfile;
 pub mod stages;
 pub mod status;
+pub mod trial;

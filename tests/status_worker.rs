@@ -1,5 +1,7 @@
 //! The status worker on a real job server, asked with gearmand's own tool.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

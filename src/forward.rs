@@ -30,14 +30,16 @@ use log::{debug, error, info, warn};
 use parking_lot::Mutex;
 
 use crate::config::{Address, ForwardConfig, Server};
+use crate::gearman::admin;
 use crate::gearman::connection::{Connection, ConnectionError, Limits};
+use crate::gearman::packet::Incoming;
 use crate::metrics::ForwardMetrics;
 use destination::Backoff;
 use identity::Origin;
 use job::Batch;
 use latch::Latch;
 use ledger::{Ending, Fate, Ledger};
-use reject::{Rejected, Rejecter, Rejections};
+use reject::{Rejecter, Rejections};
 pub use source::Budget;
 use source::Source;
 
@@ -195,7 +197,7 @@ impl Forward {
         self.life.stop.set();
         let source = self.life.source.lock().clone();
         if let Some(source) = source {
-            source.echo();
+            source.wake();
         }
     }
 
@@ -226,6 +228,20 @@ fn thread_name(role: &str, number: Option<usize>, queue: &str) -> String {
     }
 }
 
+/// Starts a thread of a forward.
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    name: String,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<thread::ScopedJoinHandle<'scope, T>> {
+    thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn_scoped(scope, work)
+}
+
+/// Waits for a thread's end; its panic goes on in this one.
+fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// What `gearadmin --workers` shows.
 fn client_id(address: &Address) -> String {
     format!("gearman-proxy:{}", address.queue)
@@ -250,7 +266,11 @@ impl Life {
                 }
                 End::Spawn(error) => {
                     let wait = backoff.next();
-                    error!("no thread for {}: {error}; trying again in {:.1} s", self.config.source, wait.as_secs_f32());
+                    error!(
+                        "no thread for {}: {error}; trying again in {:.1} s",
+                        self.config.source,
+                        wait.as_secs_f32()
+                    );
                     self.stop.wait(wait);
                 }
             }
@@ -269,23 +289,18 @@ impl Life {
             Err(error) => return End::Lost { server: self.config.source.server.clone(), error },
         };
         let Connection { stream, incoming } = connection;
-        let source = stream
-            .set_read_timeout(Some(self.settings.timing.answer))
-            .and_then(|()| stream.try_clone())
-            .and_then(|writing| {
-                // One by one until the full queue takes one.
-                let prefetch = if self.is_full() { 1 } else { self.config.prefetch };
-                let (budget, metrics) = (Arc::clone(&self.settings.budget), Arc::clone(&self.metrics));
-                Source::new(writing, prefetch, budget, metrics, self.settings.timing.answer)
-            });
-        let source = match source {
+        // One by one until the full queue takes one.
+        let prefetch = if self.is_full() { 1 } else { self.config.prefetch };
+        let (budget, metrics) = (Arc::clone(&self.settings.budget), Arc::clone(&self.metrics));
+        let source = match Source::new(stream, prefetch, budget, metrics, self.settings.timing.answer) {
             Ok(source) => Arc::new(source),
             Err(error) => return End::Lost { server: self.config.source.server.clone(), error: error.into() },
         };
+        self.works_again();
         *self.source.lock() = Some(Arc::clone(&source));
         self.metrics.set_connected(true);
         let session = Session::new(self, source, origin);
-        let end = session.run(stream, incoming, destinations);
+        let end = session.run(incoming, destinations);
         self.metrics.set_connected(false);
         *self.source.lock() = None;
         end
@@ -295,27 +310,19 @@ impl Life {
     fn connect_destinations(&self) -> Result<Vec<Connection>, End> {
         let server = &self.config.destination.server;
         let lost = |error| End::Lost { server: server.clone(), error };
-        let connections = if self.config.workers == 1 {
-            vec![self.connect_destination().map_err(lost)?]
+        if self.config.workers == 1 {
+            Ok(vec![self.connect_destination().map_err(lost)?])
         } else {
             let name = thread_name("d", None, &self.config.source.queue);
-            let connect = || self.connect_destination();
             thread::scope(|scope| {
-                let threads: Result<Vec<_>, _> = (0..self.config.workers)
-                    .map(|_| {
-                        let builder = thread::Builder::new().name(name.clone()).stack_size(STACK_SIZE);
-                        builder.spawn_scoped(scope, connect)
-                    })
-                    .collect();
-                let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                threads.map_err(End::Spawn)?.into_iter().map(|thread| join(thread).map_err(lost)).collect()
-            })?
-        };
-        // A full queue's server answers as well: then it is back when it takes a job.
-        if !self.is_full() {
-            self.recovered(server);
+                let mut threads = Vec::new();
+                for _ in 0..self.config.workers {
+                    let connect = || self.connect_destination();
+                    threads.push(spawn(scope, name.clone(), connect).map_err(End::Spawn)?);
+                }
+                threads.into_iter().map(|thread| join(thread).map_err(lost)).collect()
+            })
         }
-        Ok(connections)
     }
 
     fn limits(&self) -> Limits {
@@ -344,7 +351,6 @@ impl Life {
             }
             answer => answer?,
         };
-        self.recovered(server);
         let process_id = identity::telling(process_id);
         let mut ledger = self.ledger.lock();
         ledger.connected(process_id);
@@ -373,6 +379,29 @@ impl Life {
             warn!("{} {}: {reason}{advice}; {next}", role, Named(server, &self.config));
         } else {
             debug!("{} {}: still {reason}; {next}", role, Named(server, &self.config));
+        }
+    }
+
+    /// A session begins: reports the end of a trouble, and how many jobs it has left waiting.
+    fn works_again(&self) {
+        let Address { server, queue } = &self.config.source;
+        let mut since = self.metrics.recovered(server).map(|trouble| trouble.since);
+        // A full queue's server answers as well: it is back when it takes a job.
+        if !self.is_full() {
+            let destination = self.metrics.recovered(&self.config.destination.server);
+            since = since.into_iter().chain(destination.map(|trouble| trouble.since)).min();
+        }
+        let ForwardConfig { source, destination, .. } = &self.config;
+        match since {
+            None => info!("forwarding {source} = {destination}"),
+            Some(since) => {
+                let lasted = since.elapsed().as_secs_f32();
+                let waiting = match admin::queues(&server.host, server.port, &self.limits()) {
+                    Ok(queues) => queues.get(queue).map_or(0, admin::QueueStatus::waiting).to_string(),
+                    Err(_) => "an unknown number of".to_string(),
+                };
+                info!("forwarding {source} = {destination} again after {lasted:.1} s, {waiting} jobs waiting");
+            }
         }
     }
 
@@ -446,13 +475,8 @@ impl<'l> Session<'l> {
     }
 
     /// Relays until something ends it; every thread has been joined then, and the source connection closed.
-    fn run(
-        &self,
-        stream: std::net::TcpStream,
-        incoming: crate::gearman::packet::Incoming,
-        destinations: Vec<Connection>,
-    ) -> End {
-        let mut reader = reader::Reader::new(self, stream, incoming);
+    fn run(&self, incoming: Incoming, destinations: Vec<Connection>) -> End {
+        let mut reader = reader::Reader::new(self, incoming);
         thread::scope(|scope| {
             let (jobs, taken) = unbounded();
             let rejects = self.life.config.reject_queue.as_ref().map(|address| {
@@ -461,45 +485,39 @@ impl<'l> Session<'l> {
             });
             let (rejects, rejecter) = rejects.unzip();
             let queue = &self.life.config.source.queue;
-            let spawn = |name: String, work: Box<dyn FnOnce() + Send + '_>| {
-                thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn_scoped(scope, work)
-            };
             let mut threads = Vec::new();
-            let mut started = Ok(());
             if let Some(rejecter) = rejecter {
-                match spawn(thread_name("x", None, queue), Box::new(move || rejecter.run())) {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => started = Err(error),
-                }
+                threads.push(spawn(scope, thread_name("x", None, queue), move || rejecter.run()));
             }
             for (index, connection) in destinations.into_iter().enumerate() {
-                let (taken, rejects): (Receiver<Batch>, Option<Sender<Rejected>>) = (taken.clone(), rejects.clone());
-                let work: Box<dyn FnOnce() + Send + '_> = match self.life.config.asynchronous {
-                    true => Box::new(move || submitter::Submitter::new(self, index, taken, rejects).run(connection)),
-                    false => {
-                        Box::new(move || synchronous::Submitter::new(self, index, taken, rejects).run(connection))
-                    }
-                };
-                match spawn(thread_name("s", Some(index), queue), work) {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => started = Err(error),
-                }
+                let (taken, rejects) = (taken.clone(), rejects.clone());
+                let name = thread_name("s", Some(index), queue);
+                threads.push(match self.life.config.asynchronous {
+                    true => spawn(scope, name, move || {
+                        submitter::Submitter::new(self, index, taken, rejects).run(connection);
+                    }),
+                    false => spawn(scope, name, move || {
+                        synchronous::Submitter::new(self, index, taken, rejects).run(connection);
+                    }),
+                });
             }
             drop((taken, rejects));
-            match started {
-                Ok(()) => {
+            let threads: io::Result<Vec<_>> = threads.into_iter().collect();
+            let threads = match threads {
+                Ok(threads) => {
                     self.source.announce(queue);
                     reader.run(&jobs);
+                    threads
                 }
-                Err(error) => self.end(End::Spawn(error)),
-            }
+                Err(error) => {
+                    // Those that did start are joined by the scope.
+                    self.end(End::Spawn(error));
+                    Vec::new()
+                }
+            };
             // Submitters end when they have worked off what came.
             drop(jobs);
-            for thread in threads {
-                if let Err(panic) = thread.join() {
-                    std::panic::resume_unwind(panic);
-                }
-            }
+            threads.into_iter().for_each(join);
         });
         reader.prove();
         let (unproven, held) = self.source.close();

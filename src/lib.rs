@@ -15,11 +15,13 @@
 
 pub mod cli;
 pub mod config;
+pub mod forward;
 pub mod gearman;
 pub mod logging;
 pub mod metrics;
 pub mod notify;
 pub mod pidfile;
+pub mod proxy;
 pub mod stages;
 pub mod status;
 pub mod trial;

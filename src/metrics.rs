@@ -132,9 +132,8 @@ impl ForwardMetrics {
     /// a new trouble or another reason.
     pub fn troubled(&self, server: &Server, reason: &str) -> bool {
         let mut troubles = self.troubles.lock();
-        let trouble = troubles
-            .entry(server.clone())
-            .or_insert_with(|| Trouble { reason: String::new(), since: Instant::now() });
+        let trouble =
+            troubles.entry(server.clone()).or_insert_with(|| Trouble { reason: String::new(), since: Instant::now() });
         let news = trouble.reason != reason;
         if news {
             reason.clone_into(&mut trouble.reason);

@@ -108,8 +108,8 @@ impl<'s> Confirmer<'s> {
         Ok(())
     }
 
-    /// The batch and the position in it of the job that this reply is for.
-    fn replied(&mut self) -> Result<(&Batch, usize), ConnectionError> {
+    /// The batch and the position in it of the job that this reply is for, and what is due.
+    fn replied(&mut self) -> Result<(&Batch, usize, &mut Due), ConnectionError> {
         loop {
             let position = self.current.as_mut().and_then(|batch| {
                 while batch.jobs.get(batch.next)?.done {
@@ -120,7 +120,7 @@ impl<'s> Confirmer<'s> {
             });
             if let Some(position) = position {
                 let batch = self.current.as_ref().ok_or(ConnectionError::Closed)?;
-                return Ok((batch, position));
+                return Ok((batch, position, &mut self.due));
             }
             self.due.emptied.extend(self.current.take());
             // It is on its way: the reply may be faster than the submitter.
@@ -129,19 +129,18 @@ impl<'s> Confirmer<'s> {
     }
 
     fn confirm(&mut self) -> Result<(), ConnectionError> {
-        let (batch, position) = self.replied()?;
+        let (batch, position, due) = self.replied()?;
         let job = &batch.jobs[position];
-        let handle = job.parts(&batch.bytes).handle;
-        put_request(&mut self.due.packets, kind::WORK_COMPLETE, &[handle, BACKGROUND_ANSWER]);
-        self.due.keys.push(job.key);
-        self.due.held_bytes += job.size();
-        self.due.bytes_in += job.data_size() as u64;
-        self.due.bytes_out += u64::from(job.sent.unwrap_or_default());
+        put_request(&mut due.packets, kind::WORK_COMPLETE, &[job.parts(&batch.bytes).handle, BACKGROUND_ANSWER]);
+        due.keys.push(job.key);
+        due.held_bytes += job.size();
+        due.bytes_in += job.data_size() as u64;
+        due.bytes_out += u64::from(job.sent.unwrap_or_default());
         Ok(())
     }
 
     fn refuse(&mut self, code: String) -> Result<(), ConnectionError> {
-        let (batch, position) = self.replied()?;
+        let (batch, position, _) = self.replied()?;
         let batch = batch.single(position);
         self.refused.push(Refused { batch, code });
         let _ = self.events.send(Event::Refusal);

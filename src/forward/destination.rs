@@ -1,7 +1,7 @@
 //! What every connection to a destination needs: the clock that finds it hung, and the backoff that leads back to it.
 
 use std::io::{self, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -121,12 +121,6 @@ impl<'c> Link<'c> {
             }
         }
         Ok(())
-    }
-
-    /// Ends the connection, so that whoever reads it wakes up.
-    pub fn shut_down(&self) {
-        // It fails only where the connection has ended already.
-        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 

@@ -165,7 +165,7 @@ mod tests {
         let job = parts(b"H:host:17", b"", b"some data that is longer than one chunk");
         let mut unique = String::new();
         origin.write_unique(&mut unique, job.handle, &origin.identify(&job), 0);
-        assert_eq!(unique, "17-FIXED");
+        assert_eq!(unique, "17-04321a4def4ae5570c9da6d56734c7d5");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The source connection's reading side: jobs in, batches to the submitters, grabs as there is room.
 
 use std::io::{ErrorKind, Read};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -11,8 +10,7 @@ use super::job::{Batch, Job};
 use super::source::State;
 use super::{End, Session};
 use crate::gearman::connection::{ConnectionError, error_code, is_timeout};
-use crate::gearman::packet::{HEADER_SIZE, Incoming, Packet, Parsed, ProtocolError, kind, parse, put_request};
-use crate::logging::escaped;
+use crate::gearman::packet::{HEADER_SIZE, Incoming, Packet, Parsed, ProtocolError, kind, parse};
 
 /// What is read at once at least and at most, bytes: it doubles while reads are full, and is small again when the source
 /// has no more jobs. Larger packets get a buffer of their own size.
@@ -26,7 +24,6 @@ const MAX_ARGUMENTS: usize = 4 << 10;
 /// The thread that reads from the source.
 pub struct Reader<'s> {
     session: &'s Session<'s>,
-    stream: TcpStream,
     buffer: Vec<u8>,
     /// Bytes of `buffer` that were read; they begin with a packet.
     end: usize,
@@ -47,11 +44,10 @@ enum Rest {
 
 impl<'s> Reader<'s> {
     /// A reader for a session whose connection has read `incoming` already.
-    pub fn new(session: &'s Session<'s>, stream: TcpStream, incoming: Incoming) -> Reader<'s> {
+    pub fn new(session: &'s Session<'s>, incoming: Incoming) -> Reader<'s> {
         let buffer = incoming.unread().to_vec();
         Reader {
             session,
-            stream,
             end: buffer.len(),
             buffer,
             read_size: SMALLEST_READ,
@@ -211,7 +207,7 @@ impl<'s> Reader<'s> {
     /// source owes something.
     fn read(&mut self, limit: Duration) -> Result<usize, ConnectionError> {
         self.limit_read()?;
-        match (&self.stream).read(&mut self.buffer[self.end..]) {
+        match self.session.source.stream().read(&mut self.buffer[self.end..]) {
             Ok(0) => Err(ConnectionError::Closed),
             Ok(count) => {
                 self.end += count;
@@ -244,7 +240,7 @@ impl<'s> Reader<'s> {
             return Err(ConnectionError::NoAnswer(timing.stop));
         }
         if limit != self.read_limit {
-            self.stream.set_read_timeout(Some(limit))?;
+            self.session.source.stream().set_read_timeout(Some(limit))?;
             self.read_limit = limit;
         }
         Ok(())
@@ -293,9 +289,8 @@ impl<'s> Reader<'s> {
     /// before a close are lost when jobs are still on their way.
     pub fn prove(&mut self) {
         let life = self.session.life;
-        let lost = |end: &Option<End>| {
-            matches!(end, Some(End::Lost { server, .. }) if *server == life.config.source.server)
-        };
+        let lost =
+            |end: &Option<End>| matches!(end, Some(End::Lost { server, .. }) if *server == life.config.source.server);
         if lost(&self.session.end.lock()) {
             return;
         }

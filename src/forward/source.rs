@@ -70,15 +70,16 @@ pub struct State {
 }
 
 impl Source {
-    /// Takes over the writing side of a new connection.
+    /// Takes over a new connection. Neither reading nor writing may come to nothing for longer than `limit`.
     pub fn new(
         stream: TcpStream,
         prefetch: usize,
         budget: Arc<Budget>,
         metrics: Arc<ForwardMetrics>,
-        write_limit: Duration,
+        limit: Duration,
     ) -> io::Result<Source> {
-        stream.set_write_timeout(Some(write_limit))?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
         Ok(Source {
             stream,
             state: Mutex::new(State {
@@ -95,6 +96,11 @@ impl Source {
             budget,
             metrics,
         })
+    }
+
+    /// The socket, for the reader.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
     }
 
     /// The state, for the reader, which tells it what came.
@@ -162,6 +168,14 @@ impl Source {
         let mut state = self.state.lock();
         state.put_echo();
         self.send(&mut state);
+    }
+
+    /// Wakes the reader without waiting: where somebody is writing just now, the answers will.
+    pub fn wake(&self) {
+        if let Some(mut state) = self.state.try_lock() {
+            state.put_echo();
+            self.send(&mut state);
+        }
     }
 
     /// To be called while nothing comes: finds a hung source, a lost wake-up and jobs whose time has come.

@@ -15,7 +15,7 @@ use super::ledger::Fate;
 use super::recovery::Recovery;
 use super::reject::Rejected;
 use super::source::BACKGROUND_ANSWER;
-use super::{End, STACK_SIZE, Session, thread_name};
+use super::{End, Session, join, spawn, thread_name};
 use crate::config::Priority;
 use crate::gearman::connection::{Connection, ConnectionError};
 use crate::gearman::packet::{MAX_UNIQUE_SIZE, kind, put_header, put_request};
@@ -186,20 +186,19 @@ impl<'s> Submitter<'s> {
         let (outcome, left) = thread::scope(|scope| {
             let confirmer = Confirmer::new(session, &clock, to_confirm, tell);
             let name = thread_name("c", Some(self.index), &session.life.config.source.queue);
-            let builder = thread::Builder::new().name(name).stack_size(STACK_SIZE);
-            let thread = match builder.spawn_scoped(scope, || confirmer.run(&stream, incoming)) {
+            let thread = match spawn(scope, name, || confirmer.run(&stream, incoming)) {
                 Ok(thread) => thread,
                 Err(error) => {
                     session.end(End::Spawn(error));
                     return (Err(Lost::Over), None);
                 }
             };
-            let outcome = Link::new(&stream, &clock).map_err(Lost::from).and_then(|link| {
-                self.feed(&Line { link, clock: &clock, submitted, events })
-            });
+            let outcome = Link::new(&stream, &clock)
+                .map_err(Lost::from)
+                .and_then(|link| self.feed(&Line { link, clock: &clock, submitted, events }));
             // Wakes the confirmer, which may have ended long ago.
             let _ = stream.shutdown(std::net::Shutdown::Both);
-            (outcome, Some(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+            (outcome, Some(join(thread)))
         });
         let left = left?;
         if clock.taken() > 0 {
@@ -284,9 +283,10 @@ impl<'s> Submitter<'s> {
         let mut outcome = Ok(());
         while let Some(mut batch) = next.take() {
             outcome = self.prepare(line, &mut batch);
-            match batch.left().next() {
-                Some(_) => batches.push(batch),
-                None => self.session.recycle(batch),
+            if batch.left().next().is_some() {
+                batches.push(batch);
+            } else {
+                self.session.recycle(batch);
             }
             if outcome.is_ok() && self.out.len() < WRITE_SIZE && line.events.is_empty() {
                 next = self.held.pop_front().or_else(|| self.jobs.try_recv().ok());

@@ -16,7 +16,7 @@ use super::job::{Batch, Job};
 use super::recovery::Recovery;
 use super::reject::Rejected;
 use super::submitter::{QUEUE_FULL, TRIES, reject};
-use super::{End, STACK_SIZE, Session, thread_name};
+use super::{End, Session, join, spawn, thread_name};
 use crate::config::Priority;
 use crate::gearman::connection::{Connection, ConnectionError, error_code};
 use crate::gearman::packet::{Incoming, Packet, ProtocolError, kind, put_header, put_request};
@@ -145,8 +145,7 @@ impl<'s> Submitter<'s> {
         let (outcome, read) = thread::scope(|scope| {
             let replier = Replier { session, clock: &clock, expected: &expected, events: tell };
             let name = thread_name("c", Some(self.index), &session.life.config.source.queue);
-            let builder = thread::Builder::new().name(name).stack_size(STACK_SIZE);
-            let thread = match builder.spawn_scoped(scope, || replier.run(&stream, incoming)) {
+            let thread = match spawn(scope, name, || replier.run(&stream, incoming)) {
                 Ok(thread) => thread,
                 Err(error) => {
                     session.end(End::Spawn(error));
@@ -158,7 +157,7 @@ impl<'s> Submitter<'s> {
                 .and_then(|link| self.feed(&Line { link, clock: &clock, expected: &expected, events }));
             // Wakes the replier, which may have ended long ago. A copy of the job that is still queued there is skipped.
             let _ = stream.shutdown(Shutdown::Both);
-            (outcome, thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            (outcome, join(thread))
         });
         let outcome = match outcome {
             Err(Lost::Reading) => Err(Lost::Writing(read)),
@@ -184,12 +183,7 @@ impl<'s> Submitter<'s> {
             _ => return outcome,
         };
         let life = self.session.life;
-        warn!(
-            "job {} of {} failed: {} for {reason}",
-            escaped(&handle),
-            life.config.source,
-            life.config.destination
-        );
+        warn!("job {} of {} failed: {} for {reason}", escaped(&handle), life.config.source, life.config.destination);
         life.metrics.failed();
         self.session.finish_failed(&handle, held);
         self.task = None;

@@ -248,5 +248,8 @@ pub fn is_timeout(error: &io::Error) -> bool {
 /// The code of an ERROR packet, cut and made printable.
 pub fn error_code(body: &[u8]) -> String {
     let code = body.split(|&byte| byte == 0).next().unwrap_or_default();
-    code.iter().take(40).map(|&byte| if byte.is_ascii_alphanumeric() || byte == b'_' { byte as char } else { '?' }).collect()
+    code.iter()
+        .take(40)
+        .map(|&byte| if byte.is_ascii_alphanumeric() || byte == b'_' { byte as char } else { '?' })
+        .collect()
 }

@@ -278,7 +278,11 @@ mod tests {
                     }
                 }
             }
-            assert_eq!(seen, [(kind::JOB_CREATED, 5), (kind::NOOP, 0), (kind::WORK_DATA, 100_000)], "pieces of {piece}");
+            assert_eq!(
+                seen,
+                [(kind::JOB_CREATED, 5), (kind::NOOP, 0), (kind::WORK_DATA, 100_000)],
+                "pieces of {piece}"
+            );
         }
     }
 

@@ -171,7 +171,7 @@ mod tests {
         let metrics = Metrics::default();
         let forwards = [forward(&hung), forward(&ill)];
         metrics.set_forwards(forwards.to_vec());
-        forwards.iter().for_each(|forward| forward.troubled(&server(1), "down"));
+        assert!(forwards.iter().all(|forward| forward.troubled(&server(1), "down")));
         let backlog = Arc::new(Backlog::default());
         let mut sampler = Sampler::default();
         let began = Instant::now();

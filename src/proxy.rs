@@ -1,0 +1,302 @@
+//! All forwards of the process: started, reloaded on SIGHUP, stopped on SIGTERM and SIGINT.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use log::{LevelFilter, error, info, warn};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::Cli;
+use crate::config::{self, Config, LogTarget};
+use crate::forward::{Budget, Forward, Settings, Timing};
+use crate::logging::{self, LogError};
+use crate::metrics::{ForwardMetrics, Metrics};
+use crate::notify::Notifier;
+use crate::pidfile::{PidFile, PidFileError};
+use crate::status::{self, Snapshot, StatusWorker};
+
+/// After the time that forwards have to stop, they are given this much to say goodbye.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+
+/// Between looks at whether the forwards have stopped.
+const STOP_LOOK: Duration = Duration::from_millis(10);
+
+/// A second signal so soon after the first is the same one: `timeout` and some shells send it to a process and its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(50);
+
+/// Between updates of what `systemctl status` shows.
+const NOTIFY_EVERY: Duration = Duration::from_secs(10);
+
+/// Why the proxy does not run.
+#[derive(Debug)]
+pub enum ProxyError {
+    /// There is no log.
+    Log(LogError),
+    /// Another process runs, or the file can't be written.
+    PidFile(PidFileError),
+    /// The system gives no thread, or takes no signal handler.
+    System(io::Error),
+    /// A second signal came before everything had stopped.
+    Interrupted,
+}
+
+impl fmt::Display for ProxyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProxyError::Log(error) => error.fmt(f),
+            ProxyError::PidFile(error) => error.fmt(f),
+            ProxyError::System(error) => error.fmt(f),
+            ProxyError::Interrupted => write!(f, "stopped at once by a second signal"),
+        }
+    }
+}
+
+impl std::error::Error for ProxyError {}
+
+impl From<LogError> for ProxyError {
+    fn from(error: LogError) -> Self {
+        ProxyError::Log(error)
+    }
+}
+
+impl From<PidFileError> for ProxyError {
+    fn from(error: PidFileError) -> Self {
+        ProxyError::PidFile(error)
+    }
+}
+
+impl From<io::Error> for ProxyError {
+    fn from(error: io::Error) -> Self {
+        ProxyError::System(error)
+    }
+}
+
+/// The running proxy.
+struct Proxy<'c> {
+    cli: &'c Cli,
+    config: Config,
+    settings: Settings,
+    log: logging::Handle,
+    pidfile: Option<PidFile>,
+    metrics: Arc<Metrics>,
+    /// In the order of the configuration.
+    forwards: Vec<Forward>,
+    /// Stopping, and no longer in the configuration.
+    leaving: Vec<Forward>,
+    status: Option<StatusWorker>,
+    notifier: Notifier,
+}
+
+/// Runs the forwards of a configuration until a signal ends it.
+///
+/// # Errors
+/// The proxy could not start, or a second signal came before it had stopped.
+pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
+    // Before any thread: only then can the local time's offset be read.
+    let log = logging::init(log_target(cli, &config), log_level(cli, &config))?;
+    let pidfile = pidfile(cli, &config)?;
+    let signals = signals()?;
+    let settings =
+        Settings { max_job_size: config.max_job_size, budget: Arc::new(Budget::default()), timing: Timing::default() };
+    let mut proxy = Proxy {
+        cli,
+        config,
+        settings,
+        log,
+        pidfile,
+        metrics: Arc::default(),
+        forwards: Vec::new(),
+        leaving: Vec::new(),
+        status: None,
+        notifier: Notifier::from_environment(),
+    };
+    proxy.start()?;
+    proxy.wait(&signals)?;
+    proxy.stop(&signals)
+}
+
+fn log_target<'c>(cli: &'c Cli, config: &'c Config) -> &'c LogTarget {
+    cli.logfile.as_ref().unwrap_or(&config.logfile)
+}
+
+fn log_level(cli: &Cli, config: &Config) -> LevelFilter {
+    match cli.debug.unwrap_or(config.debug) {
+        _ if cli.quiet => LevelFilter::Warn,
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    }
+}
+
+fn pidfile(cli: &Cli, config: &Config) -> Result<Option<PidFile>, PidFileError> {
+    cli.pidfile.as_ref().or(config.pidfile.as_ref()).map(|path| PidFile::create(path)).transpose()
+}
+
+/// A channel of the signals that are meant for us.
+fn signals() -> io::Result<Receiver<i32>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let (sender, receiver) = unbounded();
+    thread::Builder::new().name("signals".to_string()).spawn(move || {
+        for signal in &mut signals {
+            // It fails only when the main thread is about to end the process.
+            let _ = sender.send(signal);
+        }
+    })?;
+    Ok(receiver)
+}
+
+impl Proxy<'_> {
+    fn start(&mut self) -> io::Result<()> {
+        self.warn();
+        info!("gearman-proxy {} starts with {} forwards", env!("CARGO_PKG_VERSION"), self.config.forwards.len());
+        self.arrange_forwards(&self.settings.clone())?;
+        self.start_status()?;
+        self.notifier.ready(&self.summary());
+        Ok(())
+    }
+
+    fn warn(&self) {
+        for warning in self.config.warnings.iter().chain(&self.config.open_files_warning()) {
+            warn!("{warning}");
+        }
+    }
+
+    fn start_status(&mut self) -> io::Result<()> {
+        if let Some(address) = &self.config.statusqueue {
+            self.status = Some(StatusWorker::start(address.clone(), Arc::clone(&self.metrics))?);
+        }
+        Ok(())
+    }
+
+    fn summary(&self) -> String {
+        let forwards: Vec<_> = self.metrics.forwards().iter().map(|forward| Snapshot::of(forward, None)).collect();
+        status::summary(&forwards)
+    }
+
+    /// Makes the running forwards those of the configuration: who did not change goes on untouched, with its counters; the
+    /// rest stops, each by itself, and starts anew.
+    fn arrange_forwards(&mut self, former: &Settings) -> io::Result<()> {
+        let mut running: Vec<Option<Forward>> = self.forwards.drain(..).map(Some).collect();
+        let same_settings = former.max_job_size == self.settings.max_job_size;
+        let mut arranged: Vec<Option<Forward>> = Vec::new();
+        for config in &self.config.forwards {
+            let unchanged = running.iter_mut().find(|forward| {
+                same_settings && forward.as_ref().is_some_and(|forward| forward.metrics().config == *config)
+            });
+            arranged.push(unchanged.and_then(Option::take));
+        }
+        running.iter().flatten().for_each(Forward::stop);
+        for (config, forward) in self.config.forwards.iter().zip(arranged) {
+            let forward = match forward {
+                Some(unchanged) => unchanged,
+                None => {
+                    let predecessor = running
+                        .iter_mut()
+                        .find(|forward| {
+                            forward.as_ref().is_some_and(|forward| forward.metrics().config.source == config.source)
+                        })
+                        .and_then(Option::take);
+                    Forward::start(self.settings.clone(), Arc::new(ForwardMetrics::new(config)), predecessor)?
+                }
+            };
+            self.forwards.push(forward);
+        }
+        self.leaving.retain(|forward| !forward.is_finished());
+        self.leaving.extend(running.into_iter().flatten());
+        self.metrics.set_forwards(self.forwards.iter().map(|forward| Arc::clone(forward.metrics())).collect());
+        Ok(())
+    }
+
+    /// Runs until a signal asks for the end.
+    fn wait(&mut self, signals: &Receiver<i32>) -> io::Result<()> {
+        loop {
+            match signals.recv_timeout(NOTIFY_EVERY) {
+                Ok(SIGHUP) => self.reload()?,
+                Ok(signal) => {
+                    info!("{} received, stopping", if signal == SIGINT { "SIGINT" } else { "SIGTERM" });
+                    return Ok(());
+                }
+                Err(RecvTimeoutError::Timeout) => self.notifier.status(&self.summary()),
+                Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+    }
+
+    /// Reads the configuration anew. A wrong one is logged, and the old one goes on.
+    fn reload(&mut self) -> io::Result<()> {
+        self.notifier.reloading();
+        match config::load(&self.cli.config_paths()) {
+            Ok(config) => self.take_over(config)?,
+            Err(errors) => {
+                for line in errors.report(false).lines() {
+                    error!("{line}");
+                }
+                error!("the configuration is wrong, the old one goes on");
+                if let Err(error) = self.log.reopen() {
+                    error!("{error}");
+                }
+            }
+        }
+        self.notifier.ready(&self.summary());
+        Ok(())
+    }
+
+    fn take_over(&mut self, config: Config) -> io::Result<()> {
+        let former = std::mem::replace(&mut self.config, config);
+        let former_settings = self.settings.clone();
+        self.settings.max_job_size = self.config.max_job_size;
+        if let Err(error) = self.log.set_target(log_target(self.cli, &self.config)) {
+            error!("{error}");
+        }
+        self.log.set_level(log_level(self.cli, &self.config));
+        info!("reloading with {} forwards", self.config.forwards.len());
+        self.warn();
+        if self.cli.pidfile.is_none() && former.pidfile != self.config.pidfile {
+            match pidfile(self.cli, &self.config) {
+                Ok(pidfile) => self.pidfile = pidfile,
+                Err(error) => error!("{error}"),
+            }
+        }
+        self.arrange_forwards(&former_settings)?;
+        if former.statusqueue != self.config.statusqueue {
+            if let Some(status) = self.status.take() {
+                status.stop();
+            }
+            self.start_status()?;
+        }
+        Ok(())
+    }
+
+    /// Stops every forward, as far as its time allows. A second signal ends it at once.
+    fn stop(mut self, signals: &Receiver<i32>) -> Result<(), ProxyError> {
+        self.notifier.stopping();
+        self.forwards.iter().for_each(Forward::stop);
+        let began = Instant::now();
+        let deadline = began + self.settings.timing.stop + STOP_GRACE;
+        let mut left: Vec<Forward> = self.forwards.drain(..).chain(self.leaving.drain(..)).collect();
+        while !left.is_empty() && Instant::now() < deadline {
+            match signals.recv_timeout(STOP_LOOK) {
+                Ok(SIGTERM | SIGINT) if began.elapsed() > SAME_SIGNAL => return Err(ProxyError::Interrupted),
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            left.retain(|forward| !forward.is_finished());
+        }
+        for forward in &left {
+            let metrics = forward.metrics();
+            let (held, config) = (metrics.held(), &metrics.config);
+            warn!("{} = {} has not stopped, {held} jobs go back", config.source, config.destination);
+        }
+        if let Some(status) = self.status.take() {
+            status.stop();
+        }
+        drop(self.pidfile.take());
+        info!("stopped");
+        Ok(())
+    }
+}

@@ -429,6 +429,16 @@ fn lines_that_are_none() {
 }
 
 #[test]
+fn the_options_under_a_broken_forward_are_not_the_forwards_above() {
+    let missing = "the `=` is missing: a line is `key = value`, or a comment that begins with `#`";
+    refused("h/a = h/b\nworker = 2\nh/c -> h/d@\nworker = 3\n", missing);
+    refused("h/a = h/b\nworker = 2\nh/c = @/d\nworker = 3\n", "the host is missing: HOST:PORT/QUEUE");
+    let folder = Folder::new();
+    folder.write("f", b"h/a = h/b\nworker = 2\nh/\xfc = h/d\nworker = 3\n");
+    assert_eq!(folder.check(&["f"]).errors(), ["f:3: is not UTF-8 here: save the file as UTF-8"]);
+}
+
+#[test]
 fn a_forward_option_needs_a_forward_above_it_in_the_same_file() {
     let reason = "`worker` is a forward's option: it stands under a line `SOURCE = DESTINATION` of the same file";
     refused("debug = 1\n@worker = 2\nh/a = h/b\n", reason);

@@ -50,13 +50,6 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What was found out about a value.
-enum Value<T> {
-    Right(T),
-    /// Wrong, and reported.
-    Wrong,
-}
-
 /// A forward while its lines are read. What is None was not given or is wrong, and then reported.
 #[derive(Debug)]
 struct Draft {
@@ -102,6 +95,12 @@ impl Draft {
 
     fn given(&self, key: Key) -> Option<&Spot> {
         self.given.iter().find(|(given, _)| *given == key).map(|(_, spot)| spot)
+    }
+
+    /// Where its jobs can go, each queue once.
+    fn targets(&self) -> impl Iterator<Item = &Address> {
+        let reject_queue = self.reject_queue.iter().filter(|queue| Some(*queue) != self.destination.as_ref());
+        self.destination.iter().chain(reject_queue)
     }
 
     /// None if it was given and is neither.
@@ -217,15 +216,11 @@ impl Parser {
         }
         if let Some(offset) = line.invalid {
             self.wrong(&start.at(offset), "is not UTF-8 here: save the file as UTF-8");
-            if line.text.split('=').next().is_some_and(|key| key.contains('/')) {
-                // Lest its options be taken for those of the forward above.
-                self.forwards.push(Draft::new(start.at(whole.offset), None, None));
-                self.in_forward = true;
-            }
-            return;
+            return self.broken_line(&start.at(whole.offset), whole.text);
         }
         let Some((key, value)) = line.text.split_once('=') else {
-            return self.wrong(&start.at(whole.offset + whole.text.len()), missing_sign());
+            self.wrong(&start.at(whole.offset + whole.text.len()), missing_sign());
+            return self.broken_line(&start.at(whole.offset), whole.text);
         };
         let value = Part::trimmed(value, key.len() + 1);
         let key = Part::trimmed(key, 0);
@@ -245,6 +240,16 @@ impl Parser {
         }
     }
 
+    /// Lets a line that can't be read be a forward if it looks like one, lest the options under it be taken for those of
+    /// the forward above.
+    fn broken_line(&mut self, spot: &Spot, text: &str) {
+        let key = text.split(['=', ' ', '\t']).next();
+        if key.is_some_and(|key| key.contains('/')) {
+            self.forwards.push(Draft::new(spot.clone(), None, None));
+            self.in_forward = true;
+        }
+    }
+
     fn variable(&mut self, spot: &Spot, name: &str, value: Part<'_>) {
         if !is_name(name) {
             let name = quoted(name);
@@ -252,35 +257,32 @@ impl Parser {
             return self.wrong(&spot.at(spot.offset + 1), message);
         }
         let value = self.expand(spot, value, |text| Ok(text.to_owned()));
-        let value = match value {
-            Value::Right(value) => Some(value),
-            Value::Wrong => None,
-        };
         self.variables.set(name, value);
     }
 
-    /// Expands a value and reads it; what `read` says is wrong is reported at its spot in the text as written.
+    /// Expands a value and reads it. None if it is wrong, which was reported: what `read` finds, at its spot in the text
+    /// as written.
     fn expand<T>(
         &mut self,
         spot: &Spot,
         part: Part<'_>,
         read: impl FnOnce(&str) -> Result<T, AddressError>,
-    ) -> Value<T> {
+    ) -> Option<T> {
         let expanded = match self.variables.expand(part.text) {
             Ok(expanded) => expanded,
-            Err(ExpansionError::Reported) => return Value::Wrong,
+            Err(ExpansionError::Reported) => return None,
             Err(ExpansionError::Wrong { offset, message }) => {
                 let instead = "a variable here can't be expanded; write `$$` for a `$` itself";
                 self.wrong_quoting(&spot.at(part.offset + offset), message, instead);
-                return Value::Wrong;
+                return None;
             }
         };
         match read(&expanded.text) {
-            Ok(value) => Value::Right(value),
+            Ok(value) => Some(value),
             Err(AddressError { message, offset }) => {
                 let spot = spot.at(part.offset + expanded.original(offset));
                 self.wrong_quoting(&spot, message, "this is no address: HOST:PORT/QUEUE, with nothing behind it");
-                Value::Wrong
+                None
             }
         }
     }
@@ -305,10 +307,7 @@ impl Parser {
     }
 
     fn address(&mut self, spot: &Spot, part: Part<'_>) -> Option<Address> {
-        match self.expand(spot, part, Address::parse) {
-            Value::Right(address) => Some(address),
-            Value::Wrong => None,
-        }
+        self.expand(spot, part, Address::parse)
     }
 
     fn forward(&mut self, spot: &Spot, key: Part<'_>, value: Part<'_>) {
@@ -370,53 +369,49 @@ impl Parser {
             Key::MaxJobSize => self.max_job_size = self.size(spot, key, value),
             Key::StatusQueue => self.statusqueue = self.address(spot, value),
             _ => {
-                let Some(source) = self.forwards.last().map(|draft| draft.source.clone()) else { return };
-                self.forward_value(spot, key, value, source.map(|source| source.server));
+                // Out of the list for as long as the parser reads on its behalf.
+                let Some(mut draft) = self.forwards.pop() else { return };
+                self.forward_value(spot, key, value, &mut draft);
+                self.forwards.push(draft);
             }
         }
     }
 
-    fn forward_value(&mut self, spot: &Spot, key: Key, value: Part<'_>, server: Option<Server>) {
-        // Each arm reads the value first: `draft` borrows what reading needs.
-        macro_rules! set {
-            ($field:ident, $value:expr) => {{
-                let value = $value;
-                if let Some(draft) = self.forwards.last_mut() {
-                    draft.$field = value;
-                }
-            }};
-        }
+    fn forward_value(&mut self, spot: &Spot, key: Key, value: Part<'_>, draft: &mut Draft) {
         match key {
-            Key::Decrypt => set!(decrypt, self.password(spot, value)),
-            Key::Encrypt => set!(encrypt, self.password(spot, value)),
-            Key::DataCallback | Key::UniqCallback => match Substitution::parse(value.text) {
-                Ok(substitution) => {
-                    if let Some(draft) = self.forwards.last_mut() {
-                        if key == Key::DataCallback {
-                            draft.data_callbacks.push(substitution);
-                        } else {
-                            draft.uniq_callbacks.push(substitution);
-                        }
-                    }
-                }
-                Err(error) => self.wrong(&spot.at(value.offset + error.offset), error.message),
-            },
+            Key::Decrypt => draft.decrypt = self.password(spot, value),
+            Key::Encrypt => draft.encrypt = self.password(spot, value),
+            Key::DataCallback => draft.data_callbacks.extend(self.substitution(spot, value)),
+            Key::UniqCallback => draft.uniq_callbacks.extend(self.substitution(spot, value)),
             Key::Async => match value.text {
-                "1" => set!(asynchronous, Some(true)),
-                "0" => set!(asynchronous, Some(false)),
+                "1" => draft.asynchronous = Some(true),
+                "0" => draft.asynchronous = Some(false),
                 _ => self.wrong_value(spot, key, value),
             },
-            Key::Worker => set!(worker, self.count(spot, key, value, keys::WORKER)),
-            Key::Prefetch => set!(prefetch, self.count(spot, key, value, keys::PREFETCH)),
+            Key::Worker => draft.worker = self.count(spot, key, value, keys::WORKER),
+            Key::Prefetch => draft.prefetch = self.count(spot, key, value, keys::PREFETCH),
             Key::Priority => match value.text {
-                "low" => set!(priority, Some(Priority::Low)),
-                "normal" => set!(priority, Some(Priority::Normal)),
-                "high" => set!(priority, Some(Priority::High)),
+                "low" => draft.priority = Some(Priority::Low),
+                "normal" => draft.priority = Some(Priority::Normal),
+                "high" => draft.priority = Some(Priority::High),
                 _ => self.wrong_value(spot, key, value),
             },
-            Key::Timeout => set!(timeout, self.number(spot, key, value, keys::TIMEOUT)),
-            Key::RejectQueue => set!(reject_queue, self.reject_queue(spot, value, server)),
+            Key::Timeout => draft.timeout = self.number(spot, key, value, keys::TIMEOUT),
+            Key::RejectQueue => {
+                let server = draft.source.as_ref().map(|source| source.server.clone());
+                draft.reject_queue = self.reject_queue(spot, value, server);
+            }
             Key::Logfile | Key::Debug | Key::Pidfile | Key::MaxJobSize | Key::StatusQueue => {}
+        }
+    }
+
+    fn substitution(&mut self, spot: &Spot, value: Part<'_>) -> Option<Substitution> {
+        match Substitution::parse(value.text) {
+            Ok(substitution) => Some(substitution),
+            Err(error) => {
+                self.wrong(&spot.at(value.offset + error.offset), error.message);
+                None
+            }
         }
     }
 
@@ -429,10 +424,7 @@ impl Parser {
             check_queue(text)?;
             Ok(server.map(|server| Address { server, queue: text.to_owned() }))
         };
-        match self.expand(spot, value, read) {
-            Value::Right(address) => address,
-            Value::Wrong => None,
-        }
+        self.expand(spot, value, read).flatten()
     }
 
     fn path(&mut self, spot: &Spot, value: Part<'_>) -> Option<String> {
@@ -442,10 +434,7 @@ impl Parser {
             }
             Ok(text.to_owned())
         };
-        match self.expand(spot, value, read) {
-            Value::Right(path) => Some(path),
-            Value::Wrong => None,
-        }
+        self.expand(spot, value, read)
     }
 
     fn number(&mut self, spot: &Spot, key: Key, value: Part<'_>, range: RangeInclusive<u64>) -> Option<u64> {
@@ -595,18 +584,17 @@ impl Parser {
     /// A queue that reaches itself. Forward by forward in their order, so that the last one of a loop reports it.
     fn check_loops(&mut self) {
         let mut wrong = Vec::new();
+        let endless = endless(&self.forwards);
         // The edges of the forwards so far; a second forward from the same source is an error of its own.
-        let mut edges: HashMap<&Address, (&Draft, Vec<&Address>)> = HashMap::new();
+        let mut edges: HashMap<&Address, &Draft> = HashMap::new();
         for draft in &self.forwards {
-            let Some(source) = &draft.source else { continue };
-            let mut targets: Vec<&Address> = draft.destination.iter().collect();
-            targets.extend(draft.reject_queue.iter().filter(|queue| Some(*queue) != draft.destination.as_ref()));
-            for target in &targets {
+            let Some(source) = draft.source.as_ref().filter(|source| endless.contains(source)) else { continue };
+            for target in draft.targets() {
                 if let Some(way) = way(&edges, target, source) {
                     wrong.push((draft.spot.clone(), loop_message(source, target, &way)));
                 }
             }
-            edges.entry(source).or_insert((draft, targets));
+            edges.entry(source).or_insert(draft);
         }
         for (spot, message) in wrong {
             self.wrong(&spot, message);
@@ -614,10 +602,41 @@ impl Parser {
     }
 }
 
+/// The sources from which jobs can come into a loop: those that are left when the ones whose every target is the end of
+/// the way are taken out, again and again. Mostly there are none, and thousands of forwards need no further look.
+fn endless(forwards: &[Draft]) -> HashSet<&Address> {
+    let mut left: HashMap<&Address, usize> = forwards.iter().filter_map(|f| Some((f.source.as_ref()?, 0))).collect();
+    let mut into: HashMap<&Address, Vec<&Address>> = HashMap::new();
+    for draft in forwards {
+        let Some(source) = &draft.source else { continue };
+        for target in draft.targets().filter(|target| left.contains_key(target)) {
+            into.entry(target).or_default().push(source);
+        }
+    }
+    for source in into.values().flatten() {
+        if let Some(count) = left.get_mut(source) {
+            *count += 1;
+        }
+    }
+    let mut ends: Vec<&Address> = left.iter().filter(|(_, count)| **count == 0).map(|(source, _)| *source).collect();
+    while let Some(end) = ends.pop() {
+        left.remove(end);
+        for source in into.get(end).into_iter().flatten() {
+            if let Some(count) = left.get_mut(source) {
+                *count -= 1;
+                if *count == 0 {
+                    ends.push(source);
+                }
+            }
+        }
+    }
+    left.into_keys().collect()
+}
+
 /// The forwards by which jobs get from one queue to another, each with the queue it sends to; empty if it is the same
 /// queue, none if there is no way.
 fn way<'a>(
-    edges: &HashMap<&'a Address, (&'a Draft, Vec<&'a Address>)>,
+    edges: &HashMap<&'a Address, &'a Draft>,
     from: &'a Address,
     to: &Address,
 ) -> Option<Vec<(&'a Draft, &'a Address)>> {
@@ -630,12 +649,12 @@ fn way<'a>(
     let mut next = 0;
     let mut here = Some((from, None));
     while let Some((queue, index)) = here {
-        if let Some((draft, targets)) = edges.get(queue) {
-            for target in targets {
+        if let Some(draft) = edges.get(queue) {
+            for target in draft.targets() {
                 if seen.insert(target) {
                     reached.push((target, draft, index));
                 }
-                if *target == to {
+                if target == to {
                     let mut way = Vec::new();
                     let mut step = Some(reached.len().checked_sub(1)?);
                     while let Some((queue, draft, before)) = step.and_then(|step| reached.get(step)) {

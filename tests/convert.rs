@@ -335,6 +335,7 @@ const CALLBACKS: &[&str] = &[
     r"my $d = shift; $d =~ s/^($name|$expression)/<$1 $global ${global}0>/m; return $d;",
     r"my $d = shift; $d =~ s/$spaced/-/; return $d;",
     r"my $d = shift; $d =~ s/${name}[ab]/$name/; return $d;",
+    r"my $d = shift; my $queue = 'results.x'; $d =~ s/^result_queue=.*/result_queue=$queue/m; return $d;",
     r"local $_ = shift; s/a/b/; s/c/d/; return $_;",
     r"my($d) = @_; for ($d) { s/^\s+//; s/\s+$//; } return $d;",
     r"my($d) = @_; s/a/b/g, s/o/0/g for $d; return $d;",

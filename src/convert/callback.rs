@@ -63,6 +63,8 @@ enum Symbol {
     /// The job's data after these substitutions.
     Data(Vec<String>),
     Undefined,
+    /// A literal.
+    Text(String),
     /// The job object, the outcome of a substitution, a value from outside.
     Other,
 }
@@ -331,7 +333,12 @@ impl Run<'_> {
     }
 
     fn substitute(&mut self, operand: &Operand, start: usize) -> Result<Operand, String> {
-        let Some((read, length)) = substitution::read(self.rest(), self.variables, self.characters) else {
+        let mut variables = self.variables.to_vec();
+        variables.extend(self.locals.iter().filter_map(|(name, symbol)| match symbol {
+            Symbol::Text(text) => Some((name.clone(), Value::Bytes(text.clone().into_bytes()))),
+            _ => None,
+        }));
+        let Some((read, length)) = substitution::read(self.rest(), &variables, self.characters) else {
             return Err(self.refused(start));
         };
         let shown = self.rest().get(..length).unwrap_or_default().to_owned();
@@ -342,8 +349,9 @@ impl Run<'_> {
             Operand::Symbol(symbol) if returns => symbol.clone(),
             Operand::Symbol(_) | Operand::List(_) | Operand::Arguments => return Err(self.refused(start)),
         };
-        if let Symbol::Data(chain) = &mut value {
-            chain.push(translated);
+        match &mut value {
+            Symbol::Data(chain) => chain.push(translated),
+            other => *other = Symbol::Other,
         }
         match operand {
             Operand::Slot(slot) if !returns => {
@@ -375,6 +383,11 @@ impl Run<'_> {
                 }
                 _ => Err(self.refused(start)),
             };
+        }
+        if let Some(length) = self.rest().strip_prefix('\'').and_then(|literal| literal.find(['\'', '\\'])) {
+            let literal = self.rest().get(1..=length).unwrap_or_default().to_owned();
+            self.position += 1 + length;
+            return if self.take("'") { Ok(Operand::Symbol(Symbol::Text(literal))) } else { Err(self.refused(start)) };
         }
         if self.word("undef") {
             return Ok(Operand::Symbol(Symbol::Undefined));
@@ -641,6 +654,14 @@ mod tests {
         assert_eq!(data("return (shift() =~ s/a/b/gr) =~ s/c/d/r;"), ["s/a/b/g", "s/c/d/"]);
         assert_eq!(data("my $d = shift(); $d =~ s/a/b/, $d =~ s/c/d/; return ${d};"), ["s/a/b/", "s/c/d/"]);
         assert_eq!(data("my $d = shift(); my $copy = ${d}; $copy =~ s/a/b/; return ${d};"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn literals_are_put_in() {
+        assert_eq!(data("my $d = shift(); my $q = 'x.y'; $d =~ s/a/${q}/; ${d};"), ["s/a/x.y/"]);
+        assert!(refusal("my $d = shift(); my $q = 'x'; $q =~ s/x/y/; $d =~ s/a/${q}/; ${d};").contains("needs $q"));
+        assert!(refusal("my $d = shift(); my $q = 'it\\'s'; $d =~ s/a/${q}/; ${d};").contains("`my $q = 'it"));
+        assert!(refusal("my $d = shift(); return ${d}, 'id';").contains("no copy of the data"));
     }
 
     #[test]

@@ -609,7 +609,7 @@ impl<'l> Session<'l> {
 
     /// Keeps a batch's memory for later.
     fn recycle(&self, mut batch: Batch) {
-        if batch.bytes.len() <= reader::LARGEST_READ && self.keeps_spare.load(Ordering::Relaxed) {
+        if batch.bytes.capacity() <= reader::LARGEST_READ && self.keeps_spare.load(Ordering::Relaxed) {
             batch.clear();
             // When there are enough, this one is dropped.
             let _ = self.spare.0.try_send(batch);

@@ -118,15 +118,19 @@ impl<'s> Reader<'s> {
         }
         // Emptied batches are kept while jobs come, not for a night.
         self.session.keep_spare(!state.window.asleep());
-        if state.window.asleep() {
-            self.read_size = SMALLEST_READ;
-        }
         if batch.jobs.is_empty() {
             self.session.recycle(batch);
             self.buffer.copy_within(at..self.end, 0);
             self.end -= at;
         } else {
             self.hand_over(batch, at, jobs);
+        }
+        if state.window.asleep() {
+            self.read_size = SMALLEST_READ;
+            if self.buffer.len() > SMALLEST_READ && self.end <= SMALLEST_READ {
+                self.buffer.truncate(SMALLEST_READ);
+                self.buffer.shrink_to_fit();
+            }
         }
         let patience = Duration::from_millis(state.window.patience());
         if !patience.is_zero() {
@@ -153,16 +157,24 @@ impl<'s> Reader<'s> {
         Ok(())
     }
 
-    /// Gives the buffer with its jobs to the submitters and goes on with another one, which begins with the rest.
+    /// Gives the jobs to the submitters. A buffer that is mostly full goes along, and reading goes on in another one; of
+    /// one that is not, the jobs are copied: held jobs must not hold much more memory than they need.
     fn hand_over(&mut self, mut batch: Batch, at: usize, jobs: Option<&Sender<Batch>>) {
-        let rest = self.end - at;
-        let mut next = std::mem::take(&mut batch.bytes);
-        if next.len() < self.read_size.max(rest) || next.len() > self.read_size * 4 {
-            next = vec![0; self.read_size.max(rest)];
+        if at < self.buffer.len() / 2 {
+            batch.bytes.clear();
+            batch.bytes.extend_from_slice(&self.buffer[..at]);
+            self.buffer.copy_within(at..self.end, 0);
+        } else {
+            let size = self.read_size.max(self.end - at);
+            let mut next = std::mem::take(&mut batch.bytes);
+            if next.capacity() < size {
+                next = vec![0; size];
+            }
+            next.resize(size, 0);
+            next[..self.end - at].copy_from_slice(&self.buffer[at..self.end]);
+            batch.bytes = std::mem::replace(&mut self.buffer, next);
         }
-        next[..rest].copy_from_slice(&self.buffer[at..self.end]);
-        batch.bytes = std::mem::replace(&mut self.buffer, next);
-        self.end = rest;
+        self.end -= at;
         let Some(jobs) = jobs else { return };
         // Sending fails only when every submitter has ended, and then the session is over.
         if self.session.life.config.asynchronous {

@@ -456,10 +456,10 @@ impl<'s> Submitter<'s> {
             let more = self.held.pop_front().or_else(|| self.jobs.try_recv().ok());
             self.singles.extend(more.iter().flat_map(|batch| one_by_one(batch, false)));
         }
-        if let Some(position) = self.singles.iter().position(|single| !waits(single)) {
-            if let Some(another) = self.singles.remove(position) {
-                self.singles.push_front(another);
-            }
+        if let Some(position) = self.singles.iter().position(|single| !waits(single))
+            && let Some(another) = self.singles.remove(position)
+        {
+            self.singles.push_front(another);
         }
     }
 
@@ -516,11 +516,11 @@ impl<'s> Submitter<'s> {
             single.breaks += 1;
             single.taken_at_break = taken;
         }
-        if single.breaks >= TRIES {
-            if let Some(single) = self.singles.pop_front() {
-                let reason = "the destination closed the connection each time it came".to_string();
-                reject(self.session, self.rejects.as_ref(), &single.batch, 0, reason);
-            }
+        if single.breaks >= TRIES
+            && let Some(single) = self.singles.pop_front()
+        {
+            let reason = "the destination closed the connection each time it came".to_string();
+            reject(self.session, self.rejects.as_ref(), &single.batch, 0, reason);
         }
     }
 

@@ -25,4 +25,5 @@ pub mod pidfile;
 pub mod proxy;
 pub mod stages;
 pub mod status;
+pub mod top;
 pub mod trial;

@@ -9,10 +9,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
+use gearman_proxy::config::{Address, Config, ForwardConfig, LogTarget, Place, Priority, Server};
 use gearman_proxy::metrics::{ForwardMetrics, Metrics};
 use gearman_proxy::stages::Stages;
 use gearman_proxy::status::StatusWorker;
+use gearman_proxy::top;
 
 /// A gearmand on a free port, killed when dropped.
 struct Gearmand {
@@ -241,4 +242,67 @@ fn the_backlog_of_a_forward_in_trouble_is_what_waits_at_its_source() {
     metrics.forwards()[0].recovered(&dead);
     assert_eq!(performance(&server.ask("proxy_status", "check"))["backlog"], 0);
     worker.stop();
+}
+
+/// What `--top --once` shows.
+fn look(config: &Config) -> String {
+    let mut out = Vec::new();
+    assert_eq!(top::run(config, true, &mut out).unwrap(), 0);
+    String::from_utf8(out).unwrap()
+}
+
+fn config(metrics: &Metrics, statusqueue: Option<Address>) -> Config {
+    Config {
+        logfile: LogTarget::Stdout,
+        debug: 0,
+        pidfile: None,
+        max_job_size: 1,
+        statusqueue,
+        forwards: metrics.forwards().iter().map(|forward| forward.config.clone()).collect(),
+        warnings: Vec::new(),
+    }
+}
+
+#[test]
+fn a_look_shows_what_waits_and_what_the_proxy_says() {
+    let server = Gearmand::start();
+    let dead = Server { host: "127.0.0.1".to_owned(), port: free_port() };
+    let down = Address { server: dead.clone(), queue: "down".to_owned() };
+    let metrics = metrics(&[(server.queue("up"), server.queue("elsewhere")), (server.queue("down"), down)]);
+    for queue in ["down", "down", "elsewhere"] {
+        server.submit(queue, &["-b", "data"]);
+    }
+    metrics.forwards()[0].set_connected(true);
+    metrics.forwards()[1].set_held(7);
+    metrics.forwards()[1].troubled(&dead, "no route to the host");
+    let worker = StatusWorker::start(server.queue("proxy_status"), Arc::clone(&metrics)).unwrap();
+    let text = look(&config(&metrics, Some(server.queue("proxy_status"))));
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("gearman-proxy 1.0.0, process "), "{text}");
+    assert!(lines[0].ends_with(": 1 of 2 forwards working"), "{text}");
+    assert!(lines[1].starts_with(&format!("{dead}: no route to the host, for ")), "{text}");
+    let words = |name: &str| -> Vec<&str> {
+        let line = lines.iter().find(|line| line.trim_start().starts_with(name)).unwrap();
+        line.split_whitespace().take(8).collect()
+    };
+    assert_eq!(words("down ")[..7], ["down", "2", "7", "-", "0", "0", "0"], "{text}");
+    assert_eq!(words("up -> ")[..], ["up", "->", "elsewhere", "0", "0", "1", "0", "0"], "{text}");
+    worker.stop();
+}
+
+#[test]
+fn a_look_without_proxy_or_servers_ends_and_says_so() {
+    let server = Gearmand::start();
+    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hung = Server { host: "127.0.0.1".to_owned(), port: hanging.local_addr().unwrap().port() };
+    let there = Address { server: hung.clone(), queue: "q".to_owned() };
+    let metrics = metrics(&[(server.queue("q"), there)]);
+    let began = Instant::now();
+    let text = look(&config(&metrics, Some(server.queue("proxy_status"))));
+    assert!(began.elapsed() < Duration::from_secs(8));
+    let status = server.queue("proxy_status");
+    assert!(text.contains(&format!("status queue {status}: no answer for 2 s: is the proxy running?\n")), "{text}");
+    assert!(text.contains(&format!("{hung}: no answer for 2 s, asked from here\n")), "{text}");
+    assert!(text.contains("0 of 1 forward working, seen from the job servers alone\n"), "{text}");
+    assert!(text.ends_with("dest down\n"), "{text}");
 }

@@ -1,5 +1,7 @@
 //! The stages of a forward, from a job's data to what is sent.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use gearman_proxy::stages::cipher::Cipher;
 use gearman_proxy::stages::substitution::Substitution;
 use gearman_proxy::stages::{Scratch, Stages, Undeliverable, base64};

@@ -1,5 +1,7 @@
 //! Substitutions change data as real Perl changes it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 

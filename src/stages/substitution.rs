@@ -195,7 +195,7 @@ impl Substitution {
         let regex = match regex {
             Ok(regex) => regex,
             Err(regex::Error::CompiledTooBig(_)) => return fail(pattern_start, too_large()),
-            Err(error) => return fail(pattern_start, error.to_string()),
+            Err(error) => return fail(pattern_start, format!("not supported by the regex crate: {error}")),
         };
         let hides_longer = everywhere && !pattern.node.prefers_bytes();
         let ends_with_line_start = pattern.node.may_end_with_line_start();
@@ -642,7 +642,8 @@ mod tests {
             (r"\b{wb}", r"\b{..}"),
             (r"\x{100}", "bytes"),
             (r"\x{20ac}", "bytes"),
-            (r"\777", "bytes"),
+            (r"\o{777}", "bytes"),
+            (r"[\777]", "bytes"),
             (r"\Ua", r"\U"),
             (r"\Ea", r"\E"),
             (r"\ya", r"\y means nothing"),

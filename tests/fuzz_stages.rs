@@ -1,0 +1,331 @@
+//! Random input to everything in the stages that reads what comes from outside.
+//!
+//! `GEARMAN_PROXY_FUZZ_SECONDS` is how long each target runs, half a second if not set. A failure names its seed;
+//! `GEARMAN_PROXY_FUZZ_SEED` begins with that one.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use gearman_proxy::stages::cipher::{BLOCK_SIZE, BrokenBlock, Cipher};
+use gearman_proxy::stages::substitution::{Groups, Substitution};
+use gearman_proxy::stages::{Scratch, Stages, base64};
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())]
+    }
+
+    /// Bytes of one of several kinds, mostly short.
+    fn bytes(&mut self) -> Vec<u8> {
+        let length = match self.below(20) {
+            0 => self.below(5_000),
+            1..=5 => self.below(200),
+            _ => self.below(20),
+        };
+        let alphabet: &[u8] = match self.below(4) {
+            0 => b"a\n=_:\0",
+            1 => b"ABCDabcd0129+/= \n",
+            2 => b"type=host_name\n::ab \xfc\xc3\xbc",
+            _ => &[],
+        };
+        let all_bytes = alphabet.is_empty();
+        (0..length).map(|_| if all_bytes { self.next() as u8 } else { self.of(alphabet) }).collect()
+    }
+}
+
+/// Names the seed when the test fails.
+struct Seed(&'static str, u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}: GEARMAN_PROXY_FUZZ_SEED={}", self.0, self.1);
+        }
+    }
+}
+
+/// Runs a target with one seed after the other until its time is over.
+fn fuzz(target: &'static str, mut run: impl FnMut(&mut Random)) {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let time = number("GEARMAN_PROXY_FUZZ_SECONDS").map_or(Duration::from_millis(500), Duration::from_secs);
+    let mut seed = Seed(target, number("GEARMAN_PROXY_FUZZ_SEED").unwrap_or(1));
+    let start = Instant::now();
+    let mut runs = 0_u64;
+    while start.elapsed() < time {
+        run(&mut Random(seed.1));
+        seed.1 += 1;
+        runs += 1;
+    }
+    println!("{target}: {runs} runs");
+    assert!(runs > 0, "{target} ran at least once");
+}
+
+const SUBSTITUTIONS: &[&str] = &[
+    r"s/^result_queue=.*$/result_queue=results_servicegroup_special/gmx",
+    r"s{(?<name>a{2,3}?)|[^[:alpha:]\]-\x{80}\d]+}{${name}$1$&\n\t}gi",
+    r"s/\A\b(?:a|b*)*\B\z/$&/",
+    r"s(\Qa.b\E+)<x>m",
+    r"s!(?i)a(?^s:.)b(?-x) # c!\!$&!xsmig",
+    r"s!^\s*|,\s*?(x)??!$1;!mg",
+    r"s/\x4a\o{101}\012\cA\e\h\V\N[\b\101\w-.&&~~\-]/é/",
+    r"s<(.)(.)(.)(.)(.)(.)(.)(.)(.)(.)>{$10}g",
+    r"s/(b|((a*)?)+){1,5}/x/g",
+    r"s/(a{50}){50}^//gm",
+];
+
+const PIECES: &[&str] = &[
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    "<",
+    ">",
+    "(?:",
+    "(?<n>",
+    "(?i)",
+    "(?^:",
+    "(?#",
+    "[^",
+    "[:alpha:]",
+    "[[:^word:]]",
+    "|",
+    "*",
+    "+",
+    "?",
+    "*?",
+    "{2}",
+    "{,3}",
+    "{1,",
+    "{99}",
+    "{5000}",
+    "\\",
+    "\\Q",
+    "\\E",
+    "\\x",
+    "\\x{ff}",
+    "\\x{",
+    "\\0",
+    "\\777",
+    "\\o{",
+    "\\c",
+    "\\b",
+    "\\N",
+    "\\N{",
+    "^",
+    "$",
+    "$1",
+    "${",
+    "${n}",
+    "$&",
+    "$99",
+    "@a",
+    ".",
+    "-",
+    "a-z",
+    "#",
+    " ",
+    "\n",
+    "/",
+    "!",
+    "s",
+    "g",
+    "m",
+    "x",
+    "é",
+    "€",
+    "\u{0}",
+    "\u{85}",
+    "a",
+    "b",
+    "1",
+    "=",
+    "'",
+    "_",
+];
+
+/// A substitution that was one, or a heap of pieces.
+fn substitution(random: &mut Random) -> String {
+    let mut pieces: Vec<String> = if random.below(4) == 0 {
+        let delimiter = random.of(&["/", "!", "#", "|", "\\", "{", "<", "[", "("]);
+        let mut pieces = vec!["s".to_owned(), delimiter.to_owned()];
+        for _ in 0..random.below(12) {
+            pieces.push(random.of(PIECES).to_owned());
+        }
+        let close = random.of(&["/", "!", "#", "|", "\\", "}", ">", "]", ")"]);
+        let close = if random.below(4) > 0 { delimiter } else { close };
+        pieces.extend([close, random.of(PIECES), close, random.of(&["", "g", "gm", "xi"])].map(str::to_owned));
+        pieces
+    } else {
+        random.of(SUBSTITUTIONS).chars().map(String::from).collect()
+    };
+    for _ in 0..random.below(6) {
+        let place = random.below(pieces.len());
+        match random.below(4) {
+            0 => pieces[place] = random.of(PIECES).to_owned(),
+            1 => pieces.insert(place, random.of(PIECES).to_owned()),
+            2 if pieces.len() > 1 => {
+                pieces.remove(place);
+            }
+            _ => {
+                let other = random.below(pieces.len());
+                pieces.swap(place, other);
+            }
+        }
+    }
+    pieces.concat()
+}
+
+#[test]
+fn a_substitution_never_panics() {
+    let mut groups = Groups::default();
+    let mut changed = Vec::new();
+    let (mut read, mut refused) = (0_u64, 0_u64);
+    fuzz("substitution", |random| {
+        let text = substitution(random);
+        match Substitution::parse(&text) {
+            Err(error) => {
+                refused += 1;
+                assert!(text.is_char_boundary(error.offset), "{text:?}: {} is no place", error.offset);
+                assert!(!error.message.is_empty());
+                assert!(!error.message.contains("not supported by the regex crate"), "{text:?}: {error}");
+            }
+            Ok(substitution) => {
+                read += 1;
+                for _ in 0..3 {
+                    let data = random.bytes();
+                    let mut told = 0;
+                    let matches = substitution.apply(&data, &mut changed, &mut groups, |_| told += 1);
+                    assert_eq!(matches, told, "{text:?}");
+                    assert!(matches <= 2 * data.len() + 1, "{text:?}");
+                }
+                assert_eq!(substitution.to_string(), text);
+            }
+        }
+        // Their memory is kept for each substitution.
+        groups = Groups::default();
+    });
+    println!("substitution: {read} read, {refused} refused");
+}
+
+#[test]
+fn base64_is_read_whatever_white_space_it_has() {
+    let (mut encoded, mut decoded, mut joined) = (Vec::new(), Vec::new(), Vec::new());
+    fuzz("base64", |random| {
+        let text = random.bytes();
+        base64::encode(&text, &mut encoded);
+        assert_eq!(encoded.len(), text.len().div_ceil(3) * 4);
+        let often = random.below(30) + 1;
+        let mut broken = Vec::new();
+        for &byte in &encoded {
+            while random.below(often) == 0 && often > 1 {
+                broken.push(random.of(b" \t\n\r\x0b\x0c"));
+            }
+            broken.push(byte);
+        }
+        broken.extend_from_slice(random.of(&[&b""[..], b"\n", b"\r\n", b" \n"]));
+        base64::decode(&broken, &mut decoded, &mut joined).unwrap();
+        assert_eq!(decoded, text);
+
+        // Whatever else is read stands for what was written.
+        let mut data = if random.below(2) == 0 { random.bytes() } else { broken };
+        if !data.is_empty() {
+            let place = random.below(data.len());
+            data[place] = random.next() as u8;
+        }
+        if base64::decode(&data, &mut decoded, &mut joined).is_ok() {
+            base64::encode(&decoded, &mut encoded);
+            let meant: Vec<u8> = data.into_iter().filter(|byte| !b" \t\n\r\x0b\x0c".contains(byte)).collect();
+            assert_eq!(meant.len(), encoded.len());
+            let differences = meant.iter().zip(&encoded).filter(|(meant, encoded)| meant != encoded).count();
+            assert!(differences <= 1, "only the last character has bits that do not count");
+        }
+    });
+}
+
+#[test]
+fn decrypting_gives_back_what_was_encrypted() {
+    fuzz("cipher", |random| {
+        let cipher = Cipher::new(&random.bytes());
+        let mut text = random.bytes();
+        while text.last() == Some(&0) {
+            text.pop();
+        }
+        let mut data = text.clone();
+        cipher.encrypt(&mut data);
+        assert!(data.len() > text.len() && data.len() - text.len() <= BLOCK_SIZE && data.len() % BLOCK_SIZE == 0);
+        assert!(data.len() < 16 || data != [text.clone(), vec![0; data.len() - text.len()]].concat());
+        cipher.decrypt(&mut data).unwrap();
+        assert_eq!(data, text);
+
+        let mut data = random.bytes();
+        let (before, length) = (data.clone(), data.len());
+        match cipher.decrypt(&mut data) {
+            Ok(()) => assert!(length % BLOCK_SIZE == 0 && data.len() <= length),
+            Err(BrokenBlock) => assert!(length % BLOCK_SIZE != 0 && data == before),
+        }
+    });
+}
+
+#[test]
+fn stages_never_panic_and_are_explained_as_applied() {
+    let parse = |text: &&str| Substitution::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let substitutions: Vec<Substitution> = SUBSTITUTIONS.iter().map(parse).collect();
+    let mut scratch = Scratch::default();
+    let (mut sent, mut undeliverable) = (0_u64, 0_u64);
+    fuzz("stages", |random| {
+        let password = random.bytes();
+        let some = |random: &mut Random| -> Vec<Substitution> {
+            (0..random.below(3)).map(|_| substitutions[random.below(substitutions.len())].clone()).collect()
+        };
+        let stages = Stages {
+            decrypt: (random.below(2) == 0).then(|| Cipher::new(&password)),
+            data_callbacks: some(random),
+            uniq_callbacks: some(random),
+            encrypt: (random.below(2) == 0).then(|| Cipher::new(&random.bytes())),
+        };
+        let mut data = random.bytes();
+        if random.below(4) > 0 {
+            if stages.decrypt.is_some() && random.below(8) > 0 {
+                Cipher::new(&password).encrypt(&mut data);
+            }
+            let mut encoded = Vec::new();
+            base64::encode(&data, &mut encoded);
+            data = encoded;
+        }
+        let explanation = stages.explain(&data);
+        match stages.apply(&data, &mut scratch) {
+            Ok(staged) => {
+                sent += 1;
+                assert_eq!(explanation.sent.as_deref(), Ok(staged.data));
+                assert_eq!(explanation.unique.as_deref(), staged.unique);
+                assert_eq!(explanation.warning, staged.warning);
+                assert!(staged.unique.is_none_or(|id| (1..=63).contains(&id.len()) && !id.contains(&0)));
+                assert!(!stages.is_identity() || staged.data == data);
+            }
+            Err(error) => {
+                undeliverable += 1;
+                assert_eq!(explanation.sent, Err(error));
+                assert_eq!(explanation.steps.last().unwrap().outcome, Err(error));
+            }
+        }
+    });
+    println!("stages: {sent} sent, {undeliverable} undeliverable");
+}

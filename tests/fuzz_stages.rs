@@ -5,48 +5,30 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod random;
+
 use std::time::{Duration, Instant};
 
 use gearman_proxy::stages::cipher::{BLOCK_SIZE, BrokenBlock, Cipher};
 use gearman_proxy::stages::substitution::{Groups, Substitution};
 use gearman_proxy::stages::{Scratch, Stages, base64};
+use random::Random;
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())]
-    }
-
-    /// Bytes of one of several kinds, mostly short.
-    fn bytes(&mut self) -> Vec<u8> {
-        let length = match self.below(20) {
-            0 => self.below(5_000),
-            1..=5 => self.below(200),
-            _ => self.below(20),
-        };
-        let alphabet: &[u8] = match self.below(4) {
-            0 => b"a\n=_:\0",
-            1 => b"ABCDabcd0129+/= \n",
-            2 => b"type=host_name\n::ab \xfc\xc3\xbc",
-            _ => &[],
-        };
-        let all_bytes = alphabet.is_empty();
-        (0..length).map(|_| if all_bytes { self.next() as u8 } else { self.of(alphabet) }).collect()
-    }
+/// Bytes of one of several kinds, mostly short.
+fn bytes(random: &mut Random) -> Vec<u8> {
+    let length = match random.below(20) {
+        0 => random.below(5_000),
+        1..=5 => random.below(200),
+        _ => random.below(20),
+    };
+    let alphabet: &[u8] = match random.below(4) {
+        0 => b"a\n=_:\0",
+        1 => b"ABCDabcd0129+/= \n",
+        2 => b"type=host_name\n::ab \xfc\xc3\xbc",
+        _ => &[],
+    };
+    let all_bytes = alphabet.is_empty();
+    (0..length).map(|_| if all_bytes { random.next() as u8 } else { random.of(alphabet) }).collect()
 }
 
 /// Names the seed when the test fails.
@@ -210,7 +192,7 @@ fn a_substitution_never_panics() {
             Ok(substitution) => {
                 read += 1;
                 for _ in 0..3 {
-                    let data = random.bytes();
+                    let data = bytes(random);
                     let mut told = 0;
                     let matches = substitution.apply(&data, &mut changed, &mut groups, |_| told += 1);
                     assert_eq!(matches, told, "{text:?}");
@@ -229,7 +211,7 @@ fn a_substitution_never_panics() {
 fn base64_is_read_whatever_white_space_it_has() {
     let (mut encoded, mut decoded, mut joined) = (Vec::new(), Vec::new(), Vec::new());
     fuzz("base64", |random| {
-        let text = random.bytes();
+        let text = bytes(random);
         base64::encode(&text, &mut encoded);
         assert_eq!(encoded.len(), text.len().div_ceil(3) * 4);
         let often = random.below(30) + 1;
@@ -245,7 +227,7 @@ fn base64_is_read_whatever_white_space_it_has() {
         assert_eq!(decoded, text);
 
         // Whatever else is read stands for what was written.
-        let mut data = if random.below(2) == 0 { random.bytes() } else { broken };
+        let mut data = if random.below(2) == 0 { bytes(random) } else { broken };
         if !data.is_empty() {
             let place = random.below(data.len());
             data[place] = random.next() as u8;
@@ -263,8 +245,8 @@ fn base64_is_read_whatever_white_space_it_has() {
 #[test]
 fn decrypting_gives_back_what_was_encrypted() {
     fuzz("cipher", |random| {
-        let cipher = Cipher::new(&random.bytes());
-        let mut text = random.bytes();
+        let cipher = Cipher::new(&bytes(random));
+        let mut text = bytes(random);
         while text.last() == Some(&0) {
             text.pop();
         }
@@ -275,7 +257,7 @@ fn decrypting_gives_back_what_was_encrypted() {
         cipher.decrypt(&mut data).unwrap();
         assert_eq!(data, text);
 
-        let mut data = random.bytes();
+        let mut data = bytes(random);
         let (before, length) = (data.clone(), data.len());
         match cipher.decrypt(&mut data) {
             Ok(()) => assert!(length % BLOCK_SIZE == 0 && data.len() <= length),
@@ -291,7 +273,7 @@ fn stages_never_panic_and_are_explained_as_applied() {
     let mut scratch = Scratch::default();
     let (mut sent, mut undeliverable) = (0_u64, 0_u64);
     fuzz("stages", |random| {
-        let password = random.bytes();
+        let password = bytes(random);
         let some = |random: &mut Random| -> Vec<Substitution> {
             (0..random.below(3)).map(|_| substitutions[random.below(substitutions.len())].clone()).collect()
         };
@@ -299,9 +281,9 @@ fn stages_never_panic_and_are_explained_as_applied() {
             decrypt: (random.below(2) == 0).then(|| Cipher::new(&password)),
             data_callbacks: some(random),
             uniq_callbacks: some(random),
-            encrypt: (random.below(2) == 0).then(|| Cipher::new(&random.bytes())),
+            encrypt: (random.below(2) == 0).then(|| Cipher::new(&bytes(random))),
         };
-        let mut data = random.bytes();
+        let mut data = bytes(random);
         if random.below(4) > 0 {
             if stages.decrypt.is_some() && random.below(8) > 0 {
                 Cipher::new(&password).encrypt(&mut data);

@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod random;
+
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use gearman_proxy::stages::substitution::{Groups, Substitution};
+use random::Random;
 
 /// Reads lines of two numbers in hex, a substitution and data; answers each with how often it matched and the outcome in
 /// hex, or with `error` where it is no Perl.
@@ -116,27 +119,6 @@ fn a_table_of_substitutions() {
     for ((text, data), theirs) in cases.iter().zip(perl(&cases)) {
         let substitution = Substitution::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
         assert_eq!(ours(&substitution, data), theirs, "{text} on {:?}", String::from_utf8_lossy(data));
-    }
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
-        choices[self.below(choices.len())]
     }
 }
 

@@ -1,6 +1,7 @@
 //! `s/PATTERN/REPLACEMENT/FLAGS` as Perl reads it, on bytes: jobs are not always UTF-8.
 //!
 //! One difference to Perl stays: `$` without the flag `m` matches at the very end only, not before a last line end.
+//! Nothing is expanded; where Perl would read a variable in a pattern (`$x`, `$,`, `@x`) the pattern is refused.
 
 mod exact;
 mod pattern;

@@ -139,6 +139,13 @@ pub struct Book {
     handles: HashMap<Vec<u8>, JobId>,
     /// What has to be written, in order.
     pub outputs: Vec<(ConnectionId, Vec<u8>)>,
+    /// A submission to this function of data that begins like this closes the connection, as a server does that can't
+    /// bear a job.
+    pub poison: Option<(Vec<u8>, Vec<u8>)>,
+    /// A submission to this function of data that begins like this is answered by an error.
+    pub refused: Option<(Vec<u8>, Vec<u8>)>,
+    /// Packets that gearmand would not understand: nobody may send it any.
+    pub malformed: Vec<String>,
 }
 
 /// Stored ids are cut to this.
@@ -146,6 +153,11 @@ const UNIQUE_STORED: usize = 63;
 const UNIQUE_LONGEST: usize = 64;
 pub const HANDLE_PREFIX: &str = "H:model";
 pub const NORMAL: usize = 1;
+
+/// Whether a submission is one of those that are treated badly.
+fn is_of(kind: &Option<(Vec<u8>, Vec<u8>)>, arguments: &[&[u8]]) -> bool {
+    kind.as_ref().is_some_and(|(function, prefix)| arguments[0] == function && arguments[2].starts_with(prefix))
+}
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
@@ -165,6 +177,9 @@ impl Book {
             connections: HashMap::new(),
             handles: HashMap::new(),
             outputs: Vec::new(),
+            poison: None,
+            refused: None,
+            malformed: Vec::new(),
         }
     }
 
@@ -238,6 +253,18 @@ impl Book {
         self.functions.get(function).map_or(0, |function| function.live.len())
     }
 
+    /// Submits a job that falls due later, as SUBMIT_JOB_EPOCH does, but by milliseconds.
+    pub fn submit_delayed(&mut self, from: ConnectionId, function: &[u8], data: &[u8], delay: Duration) {
+        self.submit(from, function, b"", data, NORMAL, true, now() + delay.as_millis() as u64);
+    }
+
+    /// Jobs waiting in a function that would be given out, with their foreground clients.
+    pub fn waiting(&self, function: &[u8]) -> Vec<(JobId, Vec<ConnectionId>)> {
+        let Some(function) = self.functions.get(function) else { return Vec::new() };
+        let waiting = function.queues.iter().flatten().filter(|id| !self.jobs[**id].ignored);
+        waiting.map(|id| (*id, self.jobs[*id].clients.clone())).collect()
+    }
+
     /// Whether a connection is open as far as the server knows.
     pub fn is_open(&self, id: ConnectionId) -> bool {
         self.connections.contains_key(&id)
@@ -249,7 +276,13 @@ impl Book {
             return After::Closes;
         }
         match message {
-            Message::Request(packet) => self.request(from, packet),
+            Message::Request(packet) => {
+                let after = self.request(from, packet);
+                if after == After::Closes && !self.is_poison(packet) {
+                    self.malformed.push(format!("{packet:?}"));
+                }
+                after
+            }
             Message::Response(_) => {
                 self.error(from, b"INVALID_MAGIC", b"Request magic expected");
                 After::Goes
@@ -258,8 +291,15 @@ impl Book {
                 self.text(from, line);
                 After::Goes
             }
-            Message::BadMagic => After::Closes,
+            Message::BadMagic => {
+                self.malformed.push("bad magic".to_owned());
+                After::Closes
+            }
         }
+    }
+
+    fn is_poison(&self, packet: &Packet) -> bool {
+        packet.arguments(3).is_some_and(|arguments| is_of(&self.poison, &arguments))
     }
 
     fn reply(&mut self, to: ConnectionId, kind: u32, arguments: &[&[u8]]) {
@@ -281,6 +321,13 @@ impl Book {
             ECHO_REQ => self.reply(from, ECHO_RES, &[&packet.body]),
             SUBMIT_JOB | SUBMIT_JOB_BG | SUBMIT_JOB_HIGH | SUBMIT_JOB_HIGH_BG | SUBMIT_JOB_LOW | SUBMIT_JOB_LOW_BG => {
                 let Some(arguments) = packet.arguments(3) else { return After::Closes };
+                if self.is_poison(packet) {
+                    return After::Closes;
+                }
+                if is_of(&self.refused, &arguments) {
+                    self.error(from, b"SOMETHING", b"The job is not liked");
+                    return After::Goes;
+                }
                 let priority = match packet.kind {
                     SUBMIT_JOB_HIGH | SUBMIT_JOB_HIGH_BG => 0,
                     SUBMIT_JOB | SUBMIT_JOB_BG => NORMAL,

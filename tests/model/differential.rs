@@ -322,12 +322,10 @@ fn outcome(address: SocketAddr, script: &[Step]) -> Vec<String> {
 }
 
 /// A fresh pair of servers for each script: handles and functions are part of what is compared.
-#[test]
-fn the_model_answers_as_gearmand_does() {
-    let _alone = crate::alone();
-    let seeds: Vec<u64> = match std::env::var("MODEL_SEED") {
-        Ok(seed) => vec![seed.parse().expect("MODEL_SEED is a number")],
-        Err(_) => (0..4000).collect(),
+pub fn compare() {
+    let seeds = match crate::variable("MODEL_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..crate::variable("MODEL_SCHEDULES").unwrap_or(2000).div_ceil(15),
     };
     for seed in seeds {
         let script = script(seed);

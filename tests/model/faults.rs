@@ -13,6 +13,8 @@ pub struct Trouble {
     pub stalls: u64,
     /// Of 100 connections, so many are slow or come in pieces.
     pub crumbs: u64,
+    /// Of 100 connections, so many speak nonsense after a while.
+    pub nonsense: u64,
 }
 
 /// Where a connection is cut. Packets are counted from 0 in each direction.
@@ -33,6 +35,15 @@ pub enum Cut {
     AfterReading(u64),
 }
 
+/// What a server sends that is no answer to anything.
+#[derive(Debug, Clone)]
+pub enum Hostility {
+    /// These bytes, and then nothing more.
+    Once(Vec<u8>),
+    /// The first bytes, and then the others over and over.
+    Endless(Vec<u8>, Vec<u8>),
+}
+
 /// One connection's fate.
 #[derive(Debug, Clone)]
 pub struct Fate {
@@ -49,6 +60,8 @@ pub struct Fate {
     pub crumbs: Option<(usize, usize)>,
     /// Before this packet of ours there is a pause.
     pub pause: Option<(u64, Duration)>,
+    /// Instead of this packet of ours something else is sent.
+    pub hostility: Option<(u64, Hostility)>,
 }
 
 impl Fate {
@@ -61,6 +74,7 @@ impl Fate {
             stall_reading: None,
             crumbs: None,
             pause: None,
+            hostility: None,
         }
     }
 
@@ -94,6 +108,17 @@ impl Fate {
         if random.range(0, 99) < trouble.crumbs {
             fate.crumbs = Some((random.range(1, 600) as usize, random.range(1, 7) as usize));
             fate.pause = Some((random.range(0, 40), Duration::from_millis(random.range(1, 40))));
+        }
+        if random.range(0, 99) < trouble.nonsense {
+            // Nothing that could be taken for a server's answer: what a lying server brings about proves nothing.
+            let length = random.range(1, 100) as usize;
+            let nonsense = match random.range(0, 3) {
+                0 => [b"\0BAD".as_slice(), &random.bytes(length)].concat(),
+                1 => [b"\0RES\0\0\0\x63\xff\xff\xff\xff".as_slice(), &random.bytes(length)].concat(),
+                2 => b"\0RES\0\0\0\0\0\0\0\0".to_vec(),
+                _ => [b"\xff".as_slice(), &random.bytes(length)].concat(),
+            };
+            fate.hostility = Some((random.range(0, 20), Hostility::Once(nonsense)));
         }
         fate
     }

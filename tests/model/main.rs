@@ -5,7 +5,12 @@
 mod book;
 mod differential;
 mod faults;
+mod hostile;
+mod naive;
 mod random;
+mod relay;
+mod runner;
+mod schedule;
 mod server;
 mod wire;
 
@@ -15,4 +20,67 @@ use std::sync::{Mutex, MutexGuard};
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A number from the environment.
+fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+mod promise {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Relays that are known to be wrong are not waited for.
+    const SHORT: Duration = Duration::from_secs(2);
+
+    #[test]
+    fn the_model_answers_as_gearmand_does() {
+        let _alone = alone();
+        differential::compare();
+    }
+
+    #[test]
+    fn nothing_is_lost_and_nothing_comes_twice_whatever_breaks() {
+        let _alone = alone();
+        if let Some(seed) = variable("MODEL_SEED") {
+            let failed = runner::play(seed, seed + 1, relay::forward, runner::PATIENCE);
+            assert!(failed.is_empty(), "{}", runner::report(&failed));
+            return;
+        }
+        let count = variable("MODEL_SCHEDULES").unwrap_or(2000);
+        if let Err(text) = runner::play_and_count(count, relay::forward) {
+            panic!("{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_from_a_server_disturbs_nobody() {
+        let _alone = alone();
+        hostile::endure_all();
+    }
+
+    #[test]
+    fn a_server_may_send_byte_by_byte() {
+        let _alone = alone();
+        hostile::byte_by_byte();
+    }
+
+    #[test]
+    fn a_relay_that_acknowledges_too_early_is_found_out() {
+        let _alone = alone();
+        let failed = runner::play(0, 32, naive::hasty, SHORT);
+        let lost = failed.values().flatten().any(|violation| violation.starts_with("lost: "));
+        assert!(lost, "{}", runner::report(&failed));
+    }
+
+    #[test]
+    fn a_relay_that_delivers_twice_is_found_out() {
+        let _alone = alone();
+        let failed = runner::play(0, 32, naive::forgetful, SHORT);
+        let twice = failed.values().flatten().any(|violation| violation.contains(" copies, "));
+        assert!(twice, "{}", runner::report(&failed));
+    }
 }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::book::{After, Book, ConnectionId, Sequence};
-use crate::faults::{Cut, Fate, Trouble};
+use crate::faults::{Cut, Fate, Hostility, Trouble};
 use crate::random::Random;
 use crate::wire::{Decoder, Message};
 
@@ -29,6 +29,8 @@ struct Shared {
     accepted: AtomicU64,
     seed: u64,
     trouble: Trouble,
+    /// What every connection meets until calm comes; without it the seed decides.
+    fate: Option<Fate>,
 }
 
 struct State {
@@ -46,6 +48,8 @@ struct State {
 struct Live {
     stream: TcpStream,
     sender: Sender<Vec<u8>>,
+    /// A stall of the reading side is under way: the server can't know that the peer has closed.
+    stalled: bool,
 }
 
 /// Stalls, pauses and freezes are waited out in steps no longer than this, so that they end when calm comes.
@@ -63,7 +67,23 @@ fn own_address() -> IpAddr {
 }
 
 impl Server {
+    /// A server that makes trouble by seed.
     pub fn start(sequence: Sequence, process_id: u32, seed: u64, trouble: Trouble) -> Server {
+        Server::with_fate(sequence, process_id, seed, trouble, None)
+    }
+
+    /// A server all of whose connections go the same way.
+    pub fn fated(fate: Fate) -> Server {
+        Server::with_fate(Sequence::default(), 4711, 0, Trouble::default(), Some(fate))
+    }
+
+    fn with_fate(
+        sequence: Sequence,
+        process_id: u32,
+        seed: u64,
+        trouble: Trouble,
+        fate: Option<Fate>,
+    ) -> Server {
         let listener = loop {
             // Addresses may repeat after 65,536 servers, and two may share one: the port makes the difference.
             if let Ok(listener) = TcpListener::bind((own_address(), 0)) {
@@ -85,6 +105,7 @@ impl Server {
             accepted: AtomicU64::new(0),
             seed,
             trouble,
+            fate,
         });
         let server = Server { shared, acceptor: Mutex::new(None) };
         server.listen(listener);
@@ -220,6 +241,12 @@ impl Server {
         self.shared.lock().live.len()
     }
 
+    /// Whether the server may be blind to what a peer does on a connection, by a fault.
+    pub fn is_blind(&self, id: ConnectionId) -> bool {
+        let state = self.shared.lock();
+        state.frozen || state.live.get(&id).is_some_and(|live| live.stalled)
+    }
+
     /// Connections accepted so far.
     pub fn accepted(&self) -> u64 {
         self.shared.accepted.load(Ordering::SeqCst)
@@ -269,13 +296,18 @@ impl Shared {
             let fate = if self.is_calm() {
                 Fate::none()
             } else {
-                Fate::draw(&mut Random::part(self.seed, number), self.trouble)
+                let drawn = || Fate::draw(&mut Random::part(self.seed, number), self.trouble);
+                self.fate.clone().unwrap_or_else(drawn)
             };
             let _ = stream.set_nodelay(true);
             let id = state.book.connect();
             let (sender, receiver) = mpsc::channel();
             let (Ok(kept), Ok(write_half)) = (stream.try_clone(), stream.try_clone()) else { continue };
-            state.live.insert(id, Live { stream: kept, sender });
+            state.live.insert(id, Live { stream: kept, sender, stalled: false });
+            // An ended thread keeps its stack until it is joined.
+            for ended in state.threads.extract_if(.., |thread| thread.is_finished()) {
+                ended.join().expect("a thread of the model panicked");
+            }
             let (reading, writing) = (self.clone(), self.clone());
             let reading_fate = fate.clone();
             state.threads.push(spawn("model-read", move || reading.read(id, stream, &reading_fate)));
@@ -307,6 +339,12 @@ impl Shared {
                 return;
             }
             state = self.changed.wait_timeout(state, left.min(STEP)).unwrap().0;
+        }
+    }
+
+    fn set_stalled(&self, id: ConnectionId, stalled: bool) {
+        if let Some(live) = self.lock().live.get_mut(&id) {
+            live.stalled = stalled;
         }
     }
 
@@ -344,7 +382,9 @@ impl Shared {
                 if let Some((packet, length)) = fate.stall_reading
                     && packet == packets
                 {
+                    self.set_stalled(id, true);
                     self.idle(id, length);
+                    self.set_stalled(id, false);
                 }
                 let cut = if self.is_calm() { Cut::Never } else { fate.cut };
                 if cut == Cut::BeforeExecuting(packets) {
@@ -397,6 +437,13 @@ impl Shared {
                     self.idle(id, length);
                 }
             }
+            if let Some((at, hostility)) = &fate.hostility
+                && *at == packet
+                && !self.is_calm()
+            {
+                self.be_hostile(id, &mut stream, hostility);
+                return break_off(&stream, fate);
+            }
             let cut = if self.is_calm() { Cut::Never } else { fate.cut };
             let (length, is_last) = match cut {
                 Cut::BeforeSending(at) if at == packet => (0, true),
@@ -422,6 +469,28 @@ impl Shared {
             }
             if is_last {
                 return break_off(&stream, fate);
+            }
+        }
+    }
+
+    /// Until calm comes or the peer has had enough.
+    fn be_hostile(&self, id: ConnectionId, stream: &mut TcpStream, hostility: &Hostility) {
+        let _ = stream.set_write_timeout(Some(STEP));
+        match hostility {
+            Hostility::Once(bytes) => {
+                let _ = stream.write_all(bytes);
+                self.idle(id, Duration::from_secs(3600));
+            }
+            Hostility::Endless(first, then) => {
+                let mut at = 0;
+                let _ = stream.write_all(first);
+                while !self.is_calm() {
+                    match stream.write(&then[at..]) {
+                        Ok(sent) => at = (at + sent) % then.len(),
+                        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                        Err(_) => break,
+                    }
+                }
             }
         }
     }

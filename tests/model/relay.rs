@@ -24,6 +24,7 @@ pub struct Scale {
     pub release: Duration,
     pub stop: Duration,
     pub last_replies: Duration,
+    pub farewell: Duration,
 }
 
 impl Default for Scale {
@@ -34,6 +35,7 @@ impl Default for Scale {
             release: Duration::from_millis(300),
             stop: Duration::from_millis(300),
             last_replies: Duration::from_millis(150),
+            farewell: Duration::from_millis(150),
         }
     }
 }
@@ -48,6 +50,7 @@ impl Scale {
         self.greeting = PATIENCE;
         self.stop = PATIENCE;
         self.last_replies = PATIENCE;
+        self.farewell = PATIENCE;
     }
 
     /// Nor are jobs given back.
@@ -69,6 +72,7 @@ impl Scale {
             job_probe: Duration::from_millis(60),
             stop: self.stop,
             last_replies: self.last_replies,
+            farewell: self.farewell,
             discard: Duration::from_millis(500),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::relay::Start;
@@ -20,16 +20,15 @@ pub type Violations = BTreeMap<u64, Vec<String>>;
 /// How long a relay may take to settle; a machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Plays the seeds `from..to`; ends early when several have failed.
-pub fn play(from: u64, to: u64, start: Start, patience: Duration) -> Violations {
+/// Plays seeds; ends early when more than `enough` have failed.
+pub fn play(seeds: &[u64], start: Start, patience: Duration, enough: usize) -> Violations {
     let failed = Mutex::new(Violations::new());
-    let next = AtomicU64::new(from);
+    let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE.min((to - from) as usize) {
+        for _ in 0..AT_ONCE.min(seeds.len()) {
             scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::SeqCst);
-                    if seed >= to || failed.lock().unwrap().len() > 4 {
+                while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    if failed.lock().unwrap().len() > enough {
                         return;
                     }
                     let outcome = catch_unwind(AssertUnwindSafe(|| schedule::run(seed, start, patience)));
@@ -49,7 +48,8 @@ pub fn play_and_count(count: u64, start: Start) -> Result<(), String> {
     let before = Leftovers::count();
     for from in (0..count).step_by(BATCH as usize) {
         let to = count.min(from + BATCH);
-        let failed = play(from, to, start, PATIENCE);
+        let seeds: Vec<u64> = (from..to).collect();
+        let failed = play(&seeds, start, PATIENCE, 4);
         if !failed.is_empty() {
             return Err(report(&failed));
         }

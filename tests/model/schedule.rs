@@ -172,6 +172,12 @@ impl Plan {
         };
         plan.events.sort_by_key(|(at, _)| *at);
         plan.draw_orders(&mut random, length);
+        if plan.asynchronous && plan.orders.iter().any(|order| plan.class(&order.data) == Class::Poison) {
+            // A job is blamed only when others got through meanwhile, for which there must be room.
+            plan.prefetch = plan.prefetch.max(100);
+            // It takes the confirmations of others with it.
+            plan.destination_is_sound = false;
+        }
         plan
     }
 
@@ -226,6 +232,27 @@ impl Plan {
             self.orders.push(Order { at: millis(random, 0, length), kind, unique, data, leaves, delay });
         }
         self.orders.sort_by_key(|order| order.at);
+    }
+
+    /// What one needs to know first when looking for the fault.
+    fn summary(&self) -> String {
+        format!(
+            "{} {}, {} workers, prefetch {}, stages {}, rejects {:?}, source process {}, source {:?}, destination {:?}, \
+             sound {}, ordered {}, consumes {}, events {:?}",
+            if self.asynchronous { "asynchronous" } else { "synchronous" },
+            self.seed,
+            self.workers,
+            self.prefetch,
+            self.stages,
+            self.reject_queue,
+            self.source_process_id,
+            self.source_trouble,
+            self.destination_trouble,
+            self.destination_is_sound,
+            self.ordered,
+            self.consumes,
+            self.events,
+        )
     }
 
     fn class(&self, data: &[u8]) -> Class {
@@ -363,7 +390,10 @@ pub fn run(seed: u64, start: Start, patience: Duration) -> Vec<String> {
     play.act();
     play.settle();
     play.judge();
-    let Play { violations, source, destination, .. } = play;
+    let Play { mut violations, source, destination, .. } = play;
+    if !violations.is_empty() {
+        violations.insert(0, plan.summary());
+    }
     drop((source, destination));
     violations
 }
@@ -940,7 +970,8 @@ impl Judge<'_> {
             // The latest of the submissions that were merged with it may have been confirmed; it must have been on
             // another connection than the one that made the new copy.
             let others = if copy.function == REJECTS { self.rejects } else { self.submissions };
-            let last = others.iter().rfind(|s| s.at < copy.created && s.data == copy.data);
+            let accepted = |s: &Submission| s.data == copy.data && s.accepted != Accepted::Refused;
+            let last = others.iter().rfind(|s| s.at < copy.created && accepted(s));
             let broken = last.is_some_and(|s| s.by != copy.created_by);
             let sound = self.plan.destination_is_sound && copy.function == QUEUE;
             gone && broken && (crashed || !sound)

@@ -402,8 +402,8 @@ impl<'s> Submitter<'s> {
         }
         let copy = single.batch.single(0);
         self.singles.push_front(single);
-        self.alone = Some(Alone::Begun);
         prepared?;
+        self.alone = Some(Alone::Begun);
         put_request(&mut self.out, kind::ECHO_REQ, &[b"?"]);
         line.clock.owe(1);
         let written = self.write(line);
@@ -412,7 +412,7 @@ impl<'s> Submitter<'s> {
         self.alone = Some(Alone::Whole);
         let refused = line.answer(None)?.pop();
         self.alone = None;
-        let Some(mut single) = self.singles.pop_front() else { return Ok(()) };
+        let Some(single) = self.singles.pop_front() else { return Ok(()) };
         match refused {
             None => {
                 self.recovery.worked();
@@ -432,17 +432,29 @@ impl<'s> Submitter<'s> {
                 }
             }
             Some(Refused { code, .. }) => {
-                single.refusals += 1;
-                if single.refusals < TRIES {
-                    single.suspect = true;
-                    self.singles.push_front(single);
-                } else {
-                    let reason = format!("the destination refused it with {code}");
-                    reject(self.session, self.rejects.as_ref(), &single.batch, 0, reason);
-                }
+                self.singles.push_front(single);
+                self.refused_alone(code);
             }
         }
         Ok(())
+    }
+
+    /// The destination refused the first of the singles.
+    fn refused_alone(&mut self, code: String) {
+        if code == QUEUE_FULL {
+            self.session.full();
+            return;
+        }
+        let Some(single) = self.singles.front_mut() else { return };
+        single.refusals += 1;
+        single.suspect = true;
+        if single.refusals < TRIES {
+            return;
+        }
+        if let Some(single) = self.singles.pop_front() {
+            let reason = format!("the destination refused it with {code}");
+            reject(self.session, self.rejects.as_ref(), &single.batch, 0, reason);
+        }
     }
 
     /// Whether a job is at fault for closed connections is known only when the destination takes another one between them.
@@ -476,8 +488,15 @@ impl<'s> Submitter<'s> {
     /// Takes back what is unconfirmed when a connection has ended, to be submitted again in its order.
     fn take_back(&mut self, refused: Vec<Refused>, unconfirmed: impl Iterator<Item = Batch>, closed: bool) {
         if let Some(alone) = self.alone.take() {
-            // What comes back is a copy of the first of the singles.
-            self.judge(closed && alone == Alone::Whole);
+            // What comes back is a copy of the first of the singles; if none does, it was confirmed, though the answer
+            // behind it did not come.
+            if let Some(Refused { code, .. }) = refused.into_iter().next() {
+                self.refused_alone(code);
+            } else if unconfirmed.into_iter().any(|batch| batch.left().next().is_some()) {
+                self.judge(closed && alone == Alone::Whole);
+            } else {
+                self.singles.pop_front();
+            }
             return;
         }
         self.refused(refused);

@@ -255,7 +255,10 @@ impl<'s> Submitter<'s> {
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => return Err(Lost::Reading),
                 Ok(Event::Refusal) => return Ok(Next::Refusal),
-                Ok(Event::Answered(refused)) => self.refused(refused),
+                Ok(Event::Answered(refused)) => {
+                    self.refused(refused);
+                    return Ok(Next::Refusal);
+                }
             }
             if let Ok(batch) = self.jobs.try_recv() {
                 return Ok(Next::Batch(batch));
@@ -393,6 +396,12 @@ impl<'s> Submitter<'s> {
 
     /// Submits the first of the single jobs, and waits for what becomes of it.
     fn submit_alone(&mut self, line: &Line<'_>) -> Result<(), Lost> {
+        if line.clock.is_owed() {
+            // Alone means that nothing else is on the wire: else others' refusals, or a connection closed on them, would
+            // count as this job's.
+            let refused = line.drain(None)?;
+            self.refused(refused);
+        }
         self.let_another_go_first();
         let Some(mut single) = self.singles.pop_front() else { return Ok(()) };
         self.out.clear();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use gearman_proxy::cli::{self, Action, Cli};
 use gearman_proxy::config::{self, Config};
-use gearman_proxy::{convert, proxy, trial};
+use gearman_proxy::{convert, proxy, top, trial};
 
 /// A failure at run time.
 const FAILED: u8 = 1;
@@ -28,7 +28,6 @@ fn run(cli: &Cli) -> u8 {
         Action::Help => print(&cli::help()),
         Action::Version => print(&cli::version()),
         Action::Convert(files) => convert::run(files, &mut io::stdout(), &mut io::stderr()),
-        Action::Top { .. } => WRONG,
         Action::Run => with_config(cli, |config| match proxy::run(cli, config) {
             Ok(()) => 0,
             Err(error) => fail(&error),
@@ -41,6 +40,9 @@ fn run(cli: &Cli) -> u8 {
         }),
         Action::Try(address) => with_config(cli, |config| {
             trial::run(&config, address, &mut io::stdin(), &mut io::stdout()).unwrap_or_else(|error| fail(&error))
+        }),
+        Action::Top { once } => with_config(cli, |config| {
+            top::run(&config, *once, &mut io::stdout()).unwrap_or_else(|error| fail(&error))
         }),
     }
 }

@@ -393,6 +393,7 @@ impl Life {
         }
         let ForwardConfig { source, destination, .. } = &self.config;
         match since {
+            None if self.is_full() => debug!("trying whether {destination} is still full"),
             None => info!("forwarding {source} = {destination}"),
             Some(since) => {
                 let lasted = since.elapsed().as_secs_f32();
@@ -529,7 +530,7 @@ impl<'l> Session<'l> {
             self.life.note(key, Fate::Delivered);
         }
         if held > 0 {
-            info!("{held} jobs go back to {source}");
+            warn!("{held} jobs go back to {source}");
         }
         end
     }

@@ -93,7 +93,7 @@ pub struct Link<'c> {
 }
 
 impl<'c> Link<'c> {
-    /// A write that blocks is looked after by the clock.
+    /// A write that blocks is looked after by the clock, and so is a read.
     ///
     /// # Errors
     /// The socket takes no time limit.

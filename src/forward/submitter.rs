@@ -180,6 +180,11 @@ impl<'s> Submitter<'s> {
         let Connection { stream, incoming } = connection;
         let session = self.session;
         let clock = Clock::new(session.life.settings.timing.answer);
+        // Before anybody reads: it also takes away the limit that the greeting had.
+        let link = match Link::new(&stream, &clock) {
+            Ok(link) => link,
+            Err(error) => return Some(error),
+        };
         let (submitted, to_confirm) = unbounded();
         let (tell, events) = unbounded();
         let unread = to_confirm.clone();
@@ -193,9 +198,7 @@ impl<'s> Submitter<'s> {
                     return (Err(Lost::Over), None);
                 }
             };
-            let outcome = Link::new(&stream, &clock)
-                .map_err(Lost::from)
-                .and_then(|link| self.feed(&Line { link, clock: &clock, submitted, events }));
+            let outcome = self.feed(&Line { link, clock: &clock, submitted, events });
             // Wakes the confirmer, which may have ended long ago.
             let _ = stream.shutdown(std::net::Shutdown::Both);
             (outcome, Some(join(thread)))

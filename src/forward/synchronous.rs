@@ -140,6 +140,8 @@ impl<'s> Submitter<'s> {
         let Connection { stream, incoming } = connection;
         let session = self.session;
         let clock = Clock::new(session.life.settings.timing.answer);
+        // Before anybody reads: it also takes away the limit that the greeting had.
+        let link = Link::new(&stream, &clock)?;
         let expected = Mutex::new(None);
         let (tell, events) = unbounded();
         let (outcome, read) = thread::scope(|scope| {
@@ -152,9 +154,7 @@ impl<'s> Submitter<'s> {
                     return (Err(Lost::Over), ConnectionError::Closed);
                 }
             };
-            let outcome = Link::new(&stream, &clock)
-                .map_err(Lost::from)
-                .and_then(|link| self.feed(&Line { link, clock: &clock, expected: &expected, events }));
+            let outcome = self.feed(&Line { link, clock: &clock, expected: &expected, events });
             // Wakes the replier, which may have ended long ago. A copy of the job that is still queued there is skipped.
             let _ = stream.shutdown(Shutdown::Both);
             (outcome, join(thread))

@@ -306,3 +306,77 @@ fn a_look_without_proxy_or_servers_ends_and_says_so() {
     assert!(text.contains("0 of 1 forward working, seen from the job servers alone\n"), "{text}");
     assert!(text.ends_with("dest down\n"), "{text}");
 }
+
+/// A job server of the test's own: answers the greeting, then does as the test says.
+struct Fake {
+    listener: TcpListener,
+}
+
+impl Fake {
+    fn start() -> (Fake, Address) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (Fake { listener }, Address { server: Server { host: "127.0.0.1".to_owned(), port }, queue: "q".to_owned() })
+    }
+
+    /// The next connection, greeted.
+    fn accept(&self) -> TcpStream {
+        let (mut stream, _) = self.listener.accept().unwrap();
+        let mut request = Vec::new();
+        let mut byte = [0];
+        while !request.ends_with(b"\0REQ\0\0\0\x10\0\0\0\x0dgearman-proxy") {
+            stream.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        stream.write_all(b"\0RES\0\0\0\x11\0\0\0\x0dgearman-proxy").unwrap();
+        stream
+    }
+}
+
+#[test]
+fn a_server_that_speaks_nonsense_is_left_and_tried_again() {
+    let (fake, address) = Fake::start();
+    let worker = StatusWorker::start(address, metrics(&[])).unwrap();
+    let nonsense: [&[u8]; 4] = [
+        b"HTTP/1.1 400 Bad Request\r\n",
+        b"\0RES\0\0\0\x07\0\0\0\0",
+        b"\0RES\0\0\0\x11\xff\xff\xff\xff",
+        b"\0RES\0\0\0\x1f\0\0\0\x01x",
+    ];
+    for bytes in nonsense {
+        let mut stream = fake.accept();
+        stream.write_all(bytes).unwrap();
+        if bytes.ends_with(b"\xff") {
+            // A false length is told only by what comes, or does not.
+            stream.write_all(&[0; 100_000]).unwrap();
+        }
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+    }
+    worker.stop();
+}
+
+#[test]
+fn a_storm_of_wake_ups_burns_nothing() {
+    let (fake, address) = Fake::start();
+    let worker = StatusWorker::start(address, metrics(&[])).unwrap();
+    let mut stream = fake.accept();
+    stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let began = Instant::now();
+    let mut grabs = 0;
+    let mut requests = Vec::new();
+    while began.elapsed() < Duration::from_secs(3) {
+        let mut piece = [0; 4096];
+        if let Ok(count) = stream.read(&mut piece) {
+            requests.extend_from_slice(&piece[..count]);
+        }
+        let grab = b"\0REQ\0\0\0\x1e\0\0\0\0";
+        while let Some(at) = requests.windows(grab.len()).position(|window| window == grab) {
+            requests.drain(..at + grab.len());
+            grabs += 1;
+            stream.write_all(b"\0RES\0\0\0\x0a\0\0\0\0\0RES\0\0\0\x06\0\0\0\0").unwrap();
+        }
+    }
+    assert!((2..60).contains(&grabs), "{grabs} grabs in 3 s");
+    worker.stop();
+}

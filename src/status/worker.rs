@@ -130,7 +130,10 @@ impl Status {
     fn run(&self) {
         let mut outage = None;
         loop {
-            let Err(error) = self.session(&mut outage) else { return };
+            let ended = self.session(&mut outage);
+            // The other handle of the socket: only without it is the connection closed, and its job given back.
+            *self.socket.lock() = None;
+            let Err(error) = ended else { return };
             if self.is_stopped() {
                 return;
             }

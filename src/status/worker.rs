@@ -16,7 +16,7 @@ use crate::config::Address;
 use crate::gearman::connection::{Connection, ConnectionError, Limits, is_timeout};
 use crate::gearman::packet::{HEADER_SIZE, Packet, ProtocolError, kind, put_request};
 use crate::logging::escaped;
-use crate::metrics::Metrics;
+use crate::metrics::{ForwardMetrics, Metrics};
 
 const LIMITS: Limits = Limits { connect: Duration::from_secs(10), answer: Duration::from_secs(10) };
 
@@ -69,6 +69,7 @@ impl StatusWorker {
             backlog: Arc::clone(&backlog),
             stopped: stopped.clone(),
             socket,
+            process: process(),
         };
         let status_alive = alive.clone();
         worker.threads.push(thread::Builder::new().name(String::from("status")).spawn(move || {
@@ -117,6 +118,7 @@ struct Status {
     backlog: Arc<Backlog>,
     stopped: Receiver<Infallible>,
     socket: Arc<Mutex<Option<TcpStream>>>,
+    process: Process,
 }
 
 /// A series of connections that did not come about or broke.
@@ -221,15 +223,14 @@ impl Status {
     }
 
     fn answer(&self, payload: &[u8]) -> String {
-        let snapshot = |forward: &Arc<_>| {
-            let forward: &crate::metrics::ForwardMetrics = forward;
-            Snapshot::of(forward, self.backlog.waiting(&forward.config.source))
-        };
+        let snapshot =
+            |forward: &Arc<ForwardMetrics>| Snapshot::of(forward, self.backlog.waiting(&forward.config.source));
         let forwards: Vec<Snapshot> = self.metrics.forwards().iter().map(snapshot).collect();
-        answer(&forwards, payload, Instant::now(), &process())
+        answer(&forwards, payload, Instant::now(), &self.process)
     }
 }
 
+/// The first status worker starts with the process; one that a reload starts tells the same.
 fn process() -> Process {
     *PROCESS.get_or_init(|| Process {
         version: env!("CARGO_PKG_VERSION"),

@@ -22,6 +22,16 @@ pub enum Event {
     Answered(Vec<Refused>),
 }
 
+impl Event {
+    /// The jobs that it tells of.
+    pub fn refused(self) -> Vec<Refused> {
+        match self {
+            Event::Refusal => Vec::new(),
+            Event::Answered(refused) => refused,
+        }
+    }
+}
+
 /// A job for whose submission the destination sent an ERROR.
 pub struct Refused {
     /// The job alone.

@@ -188,6 +188,7 @@ impl<'s> Submitter<'s> {
         let (submitted, to_confirm) = unbounded();
         let (tell, events) = unbounded();
         let unread = to_confirm.clone();
+        let untold = events.clone();
         let (outcome, left) = thread::scope(|scope| {
             let confirmer = Confirmer::new(session, &clock, to_confirm, tell);
             let name = thread_name("c", Some(self.index), &session.life.config.source.queue);
@@ -209,7 +210,10 @@ impl<'s> Submitter<'s> {
         }
         let closed = matches!(outcome, Err(Lost::Reading))
             && matches!(left.error, ConnectionError::Closed | ConnectionError::Io(_));
-        self.take_back(left.refused, left.current.into_iter().chain(unread.try_iter()), closed);
+        // An answer may have come in the moment in which it was given up.
+        let mut refused: Vec<Refused> = untold.try_iter().flat_map(Event::refused).collect();
+        refused.extend(left.refused);
+        self.take_back(refused, left.current.into_iter().chain(unread.try_iter()), closed);
         match outcome {
             Ok(()) | Err(Lost::Over) => None,
             Err(Lost::Reading) => Some(left.error),

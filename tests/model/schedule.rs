@@ -970,7 +970,9 @@ impl Judge<'_> {
             // The latest of the submissions that were merged with it may have been confirmed; it must have been on
             // another connection than the one that made the new copy.
             let others = if copy.function == REJECTS { self.rejects } else { self.submissions };
-            let accepted = |s: &Submission| s.data == copy.data && s.accepted != Accepted::Refused;
+            let accepted = |s: &Submission| {
+                s.data == copy.data && s.unique == copy.unique && s.accepted != Accepted::Refused
+            };
             let last = others.iter().rfind(|s| s.at < copy.created && accepted(s));
             let broken = last.is_some_and(|s| s.by != copy.created_by);
             let sound = self.plan.destination_is_sound && copy.function == QUEUE;

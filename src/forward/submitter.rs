@@ -49,6 +49,8 @@ pub struct Submitter<'s> {
     singles: VecDeque<Single>,
     /// The first of `singles` is on the wire.
     alone: Option<Alone>,
+    /// Batches were submitted on this connection since it last answered for all before.
+    unanswered: bool,
     scratch: Scratch,
     out: Vec<u8>,
     unique: String,
@@ -156,6 +158,7 @@ impl<'s> Submitter<'s> {
             held: VecDeque::new(),
             singles: VecDeque::new(),
             alone: None,
+            unanswered: false,
             scratch: Scratch::default(),
             out: Vec::new(),
             unique: String::new(),
@@ -185,6 +188,7 @@ impl<'s> Submitter<'s> {
             Ok(link) => link,
             Err(error) => return Some(error),
         };
+        self.unanswered = false;
         let (submitted, to_confirm) = unbounded();
         let (tell, events) = unbounded();
         let unread = to_confirm.clone();
@@ -238,21 +242,25 @@ impl<'s> Submitter<'s> {
             match next {
                 Next::Batch(batch) if self.session.life.is_full() => self.singles.extend(one_by_one(&batch, false)),
                 Next::Batch(batch) => self.submit(line, batch)?,
-                Next::Refusal => {
-                    let refused = line.drain(None)?;
-                    self.refused(refused);
-                }
+                Next::Refusal => self.drain(line, None)?,
                 Next::End => {
                     let last = || Instant::now() + self.session.life.settings.timing.last_replies;
                     let deadline = self.session.life.stop_deadline().unwrap_or_else(last);
-                    let refused = line.drain(Some(deadline))?;
-                    self.refused(refused);
+                    self.drain(line, Some(deadline))?;
                     if self.session.is_over() || self.singles.is_empty() {
                         return Ok(());
                     }
                 }
             }
         }
+    }
+
+    /// Waits until everything that was submitted is answered, and takes note of what was refused.
+    fn drain(&mut self, line: &Line<'_>, deadline: Option<Instant>) -> Result<(), Lost> {
+        let refused = line.drain(deadline)?;
+        self.unanswered = false;
+        self.refused(refused);
+        Ok(())
     }
 
     /// Waits for something to do.
@@ -302,6 +310,7 @@ impl<'s> Submitter<'s> {
                 next = self.held.pop_front().or_else(|| self.jobs.try_recv().ok());
             }
         }
+        self.unanswered = true;
         let outcome = outcome.and_then(|()| self.write(line));
         // Whatever became of the write, the confirmer must know what its replies may be for.
         for batch in batches {
@@ -403,11 +412,10 @@ impl<'s> Submitter<'s> {
 
     /// Submits the first of the single jobs, and waits for what becomes of it.
     fn submit_alone(&mut self, line: &Line<'_>) -> Result<(), Lost> {
-        if line.clock.is_owed() {
+        if self.unanswered {
             // Alone means that nothing else is on the wire: else others' refusals, or a connection closed on them, would
             // count as this job's.
-            let refused = line.drain(None)?;
-            self.refused(refused);
+            self.drain(line, None)?;
         }
         self.let_another_go_first();
         let Some(mut single) = self.singles.pop_front() else { return Ok(()) };

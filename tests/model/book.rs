@@ -3,7 +3,7 @@
 //!
 //! Its behaviour is that of gearmand 1.1.20; `differential.rs` compares the two packet by packet.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -144,6 +144,8 @@ pub struct Book {
     pub poison: Option<(Vec<u8>, Vec<u8>)>,
     /// A submission to this function of data that begins like this is answered by an error.
     pub refused: Option<(Vec<u8>, Vec<u8>)>,
+    /// Connections on which the process id was asked.
+    pub identified: HashSet<ConnectionId>,
     /// Packets that gearmand would not understand: nobody may send it any.
     pub malformed: Vec<String>,
 }
@@ -179,6 +181,7 @@ impl Book {
             outputs: Vec::new(),
             poison: None,
             refused: None,
+            identified: HashSet::new(),
             malformed: Vec::new(),
         }
     }
@@ -663,7 +666,10 @@ impl Book {
         let text = String::from_utf8_lossy(line);
         let mut words = text.split_ascii_whitespace();
         let answer = match words.next() {
-            Some("getpid") => format!("OK {}\n", self.process_id),
+            Some("getpid") => {
+                self.identified.insert(from);
+                format!("OK {}\n", self.process_id)
+            }
             Some("version") => "OK 1.1.20\n".to_owned(),
             Some("status") => self.status_lines() + ".\n",
             Some("maxqueue") => {

@@ -733,7 +733,8 @@ impl Play<'_> {
     }
 
     fn judge(&mut self) {
-        let (source_jobs, mut malformed) = self.source.with(|book| (book.jobs.clone(), book.malformed.clone()));
+        let (source_jobs, mut malformed, identified) =
+            self.source.with(|book| (book.jobs.clone(), book.malformed.clone(), book.identified.clone()));
         let (jobs, submissions) = self.destination.with(|book| (book.jobs.clone(), book.submissions.clone()));
         let rejects = self.server(self.plan.reject_queue.unwrap_or(Side::Source)).with(rejects);
         malformed.extend(self.destination.with(|book| {
@@ -743,6 +744,7 @@ impl Play<'_> {
         let mut judge = Judge {
             plan: self.plan,
             crashes: &self.crashes,
+            identified: &identified,
             accepted: self.destination.accepted(),
             source_jobs: &source_jobs,
             jobs: &jobs,
@@ -827,6 +829,8 @@ fn describe(job: &Job) -> String {
 struct Judge<'a> {
     plan: &'a Plan,
     crashes: &'a [u64],
+    /// Connections to the source on which its process id was asked.
+    identified: &'a HashSet<ConnectionId>,
     /// Connections that the destination accepted.
     accepted: u64,
     source_jobs: &'a [Job],
@@ -959,9 +963,11 @@ impl Judge<'_> {
     /// Whether nobody could know that there was an earlier copy.
     fn is_excused(&self, copy: &Job, copies: &[&Job], originals: &[&Job]) -> bool {
         // The source can't be told from the one before its restart, so a job that came again was another one.
-        let blind = originals.iter().any(|job| job.restarts > 0)
-            || (self.source_says_nothing() && originals.iter().any(|job| job.assignments.len() > 1));
-        if blind {
+        let blind = |job: &Job| {
+            let anonymous = job.assignments.iter().any(|(_, connection)| !self.identified.contains(connection));
+            job.restarts > 0 || (job.assignments.len() > 1 && (self.source_says_nothing() || anonymous))
+        };
+        if originals.iter().any(|job| blind(job)) {
             return true;
         }
         copies.iter().filter(|earlier| earlier.created < copy.created).any(|earlier| {

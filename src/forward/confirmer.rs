@@ -3,11 +3,13 @@
 use std::net::TcpStream;
 
 use crossbeam_channel::{Receiver, Sender};
+use log::debug;
 
 use super::Session;
 use super::destination::Clock;
 use super::job::Batch;
 use super::source::BACKGROUND_ANSWER;
+use crate::config::ForwardConfig;
 use crate::gearman::connection::{ConnectionError, error_code};
 use crate::gearman::packet::{Incoming, Packet, ProtocolError, kind, put_request};
 
@@ -162,6 +164,8 @@ impl<'s> Confirmer<'s> {
         let due = &mut self.due;
         let jobs = due.keys.len() as u64;
         if jobs > 0 {
+            let ForwardConfig { source, destination, .. } = &self.session.life.config;
+            debug!("{jobs} jobs of {source} taken by {destination}");
             self.clock.count_taken(jobs);
             self.session.life.metrics.delivered(jobs, due.bytes_in, due.bytes_out);
             self.session.source.acknowledge(&due.packets, &due.keys, due.held_bytes);

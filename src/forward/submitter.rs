@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, unbounded};
+use log::{Level, log_enabled, trace};
 
 use super::confirmer::{Confirmer, Event, Refused};
 use super::destination::{Clock, Link};
@@ -19,6 +20,7 @@ use super::{End, Session, join, spawn, thread_name};
 use crate::config::Priority;
 use crate::gearman::connection::{Connection, ConnectionError};
 use crate::gearman::packet::{MAX_UNIQUE_SIZE, kind, put_header, put_request};
+use crate::logging::escaped;
 use crate::stages::Scratch;
 
 /// Submissions are written when there are so many bytes of them, or when nothing more is waiting.
@@ -390,6 +392,10 @@ impl<'s> Submitter<'s> {
                     self.unique.as_bytes()
                 }
             };
+            if log_enabled!(Level::Trace) {
+                let (handle, unique) = (escaped(parts.handle), escaped(unique));
+                trace!("job {handle} as {unique}: {} becomes {}", escaped(parts.data), escaped(staged.data));
+            }
             job.sent = Some(staged.data.len() as u32);
             put_header(&mut self.out, kind, queue.len() + 1 + unique.len() + 1 + staged.data.len());
             for argument in [queue, unique] {

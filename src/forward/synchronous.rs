@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError, unbounded};
-use log::warn;
+use log::{debug, warn};
 use parking_lot::Mutex;
 
 use super::destination::{Clock, Link};
@@ -399,6 +399,11 @@ impl Replier<'_> {
                 }
                 kind::WORK_COMPLETE | kind::WORK_FAIL | kind::WORK_EXCEPTION => {
                     if let Some(expected) = self.handle_for(&packet, true) {
+                        debug!(
+                            "the end of job {} came from {}",
+                            escaped(&expected.handle),
+                            self.session.life.config.destination
+                        );
                         self.session.life.metrics.delivered(1, expected.bytes_in, expected.bytes_out);
                         self.session.source.finish(&pass(&expected.handle, &packet), expected.held);
                         self.session.taken(1);

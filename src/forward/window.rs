@@ -6,6 +6,10 @@
 /// time, a few cost nothing.
 const FIRST_GRABS: usize = 4;
 
+/// Bytes that a forward may hold even when all together hold as much as they may: else forwards whose destinations hang
+/// would slow down all others.
+const RESERVED_BYTES: usize = 256 << 10;
+
 /// NOOPs that may come without a job before the source counts as broken: gearmand sends one for a PRE_SLEEP.
 const MAX_IDLE_NOOPS: u32 = 1000;
 
@@ -129,8 +133,7 @@ impl Window {
         }
         let taken = self.on_wire + self.held;
         let by_count = self.prefetch.saturating_sub(taken).min(self.ask.saturating_sub(self.on_wire));
-        let room = self.byte_limit.saturating_sub(self.held_bytes).min(spare);
-        let by_bytes = (room / self.average.max(1)).saturating_sub(self.on_wire);
+        let by_bytes = (self.room(spare) / self.average.max(1)).saturating_sub(self.on_wire);
         let grabs = by_count.min(by_bytes.max(usize::from(taken == 0)));
         self.on_wire += grabs;
         Requests { grabs, sleep: false }
@@ -158,7 +161,13 @@ impl Window {
 
     /// Whether `more` bytes may be taken in beside what is held; one job of any size always may.
     pub fn has_room(&self, more: usize, spare: usize) -> bool {
-        self.held == 0 || (self.held_bytes + more <= self.byte_limit && more <= spare)
+        self.held == 0 || more <= self.room(spare)
+    }
+
+    /// Bytes that may be taken in beside what is held.
+    fn room(&self, spare: usize) -> usize {
+        let reserved = RESERVED_BYTES.saturating_sub(self.held_bytes);
+        self.byte_limit.saturating_sub(self.held_bytes).min(spare.max(reserved))
     }
 
     /// Whether the source has nothing for us, as far as it told.
@@ -257,6 +266,21 @@ mod tests {
         window.released(2, 10_000);
         assert!(window.has_room(1 << 40, 0));
         assert_eq!(grabs(&mut window), 1);
+    }
+
+    #[test]
+    fn others_that_hold_all_there_is_leave_room_for_small_jobs() {
+        let mut window = Window::new(4096, 8 << 20);
+        window.due(0);
+        for _ in 0..300 {
+            window.assigned(600);
+        }
+        assert!(window.has_room(600, 0), "180 kB are held");
+        for _ in 0..200 {
+            window.assigned(600);
+        }
+        assert!(!window.has_room(600, 0), "300 kB are held");
+        assert!(window.has_room(600, SPARE));
     }
 
     #[test]

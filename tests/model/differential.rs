@@ -139,8 +139,7 @@ enum Close {
 impl Player {
     fn new(address: SocketAddr, connections: usize) -> Player {
         let control = Peer::over(TcpStream::connect(address).unwrap());
-        let mut player =
-            Player { address, peers: Vec::new(), control, step: 0, outcome: Vec::new() };
+        let mut player = Player { address, peers: Vec::new(), control, step: 0, outcome: Vec::new() };
         player.peers = (0..connections).map(|_| Some(player.connect())).collect();
         player
     }

@@ -90,7 +90,10 @@ fn cases() -> Vec<Case> {
         harmless("an error out of the blue", response(ERROR, &[b"CODE", b"text\n\x1b[31m"])),
         harmless("a handle of a megabyte", response(JOB_ASSIGN_UNIQ, &[&vec![b'h'; 1 << 20], QUEUE, b"", b"x"])),
         Case { is_reported: false, ..endless("NOOPs", b"", response(NOOP, &[]).repeat(1000)) },
-        Case { is_reported: false, ..endless("answers to nothing", b"", response(JOB_CREATED, &[b"H:x:1"]).repeat(1000)) },
+        Case {
+            is_reported: false,
+            ..endless("answers to nothing", b"", response(JOB_CREATED, &[b"H:x:1"]).repeat(1000))
+        },
         Case { is_reported: false, ..endless("errors", b"", response(ERROR, &[b"CODE", b"text"]).repeat(1000)) },
         Case { is_reported: false, ..endless("jobs that nobody asked for", b"", assigned.repeat(1000)) },
         Case { is_reported: false, ..endless("large jobs that nobody asked for", b"", large) },

@@ -35,7 +35,12 @@ enum Event {
     CutAll(Side),
     Refuse(Side, Duration),
     Freeze(Side, Duration),
-    Restart { side: Side, keeps_jobs: bool, process_id: u32, away: Duration },
+    Restart {
+        side: Side,
+        keeps_jobs: bool,
+        process_id: u32,
+        away: Duration,
+    },
     /// The destination's queue takes so many jobs at most, for a while.
     Full(usize, Duration),
     /// The proxy is killed and started again: its connections break at once and it knows nothing.
@@ -638,9 +643,8 @@ impl Play<'_> {
                 let waiting = book.waiting(QUEUE);
                 waiting.into_iter().filter(|(id, _)| failed.contains(&book.jobs[*id].data)).collect::<Vec<_>>()
             });
-            let visible = copies.iter().find(|(_, clients)| {
-                !clients.iter().any(|client| self.destination.is_blind(*client))
-            });
+            let visible =
+                copies.iter().find(|(_, clients)| !clients.iter().any(|client| self.destination.is_blind(*client)));
             let Some((copy, _)) = visible else { return };
             if Instant::now() > end {
                 let data = self.destination.with(|book| book.jobs[*copy].data.escape_ascii().to_string());
@@ -815,13 +819,16 @@ fn describe(job: &Job) -> String {
         job.created,
         job.assignments,
         job.restarts,
-        job.end.as_ref().map(|(at, end)| (at, match end {
-            End::Completed(_) => "completed",
-            End::Failed => "failed",
-            End::Exception(_) => "exception",
-            End::Abandoned => "abandoned",
-            End::LostAtRestart => "lost",
-        }))
+        job.end.as_ref().map(|(at, end)| (
+            at,
+            match end {
+                End::Completed(_) => "completed",
+                End::Failed => "failed",
+                End::Exception(_) => "exception",
+                End::Abandoned => "abandoned",
+                End::LostAtRestart => "lost",
+            }
+        ))
     )
 }
 
@@ -867,9 +874,7 @@ impl Judge<'_> {
             // An id that was stored as 63 bytes can only travel on as those.
             (_, false) => submission.unique == job.unique,
         };
-        self.submissions
-            .iter()
-            .any(|s| s.function == QUEUE && s.data == job.data && s.at < before && stored(s))
+        self.submissions.iter().any(|s| s.function == QUEUE && s.data == job.data && s.at < before && stored(s))
     }
 
     fn is_rejected(&self, job: &Job, before: u64) -> bool {
@@ -900,7 +905,10 @@ impl Judge<'_> {
             (Class::Oversize, _) => self.violation(format!("too large and not failed: {}", describe(job))),
             (Class::Bad | Class::Poison | Class::Refused, End::Completed(_)) if has_queue => {
                 if !self.is_rejected(job, *at) {
-                    self.violation(format!("undeliverable, acknowledged and not in the reject queue: {}", describe(job)));
+                    self.violation(format!(
+                        "undeliverable, acknowledged and not in the reject queue: {}",
+                        describe(job)
+                    ));
                 }
             }
             (Class::Bad | Class::Poison | Class::Refused, End::Failed) if !has_queue => {}
@@ -976,9 +984,8 @@ impl Judge<'_> {
             // The latest of the submissions that were merged with it may have been confirmed; it must have been on
             // another connection than the one that made the new copy.
             let others = if copy.function == REJECTS { self.rejects } else { self.submissions };
-            let accepted = |s: &Submission| {
-                s.data == copy.data && s.unique == copy.unique && s.accepted != Accepted::Refused
-            };
+            let accepted =
+                |s: &Submission| s.data == copy.data && s.unique == copy.unique && s.accepted != Accepted::Refused;
             let last = others.iter().rfind(|s| s.at < copy.created && accepted(s));
             let broken = last.is_some_and(|s| s.by != copy.created_by);
             let sound = self.plan.destination_is_sound && copy.function == QUEUE;
@@ -988,9 +995,9 @@ impl Judge<'_> {
 
     fn source_says_nothing(&self) -> bool {
         self.plan.source_process_id < 300
-            || self.plan.has(|event| {
-                matches!(event, Event::Restart { side: Side::Source, process_id, .. } if *process_id < 300)
-            })
+            || self.plan.has(
+                |event| matches!(event, Event::Restart { side: Side::Source, process_id, .. } if *process_id < 300),
+            )
     }
 
     fn judge_order(&mut self) {
@@ -1045,7 +1052,8 @@ impl Judge<'_> {
             self.violation(format!("wrong outcome: {}", describe(job)));
         }
         if *end != End::Failed {
-            let ran = self.jobs.iter().any(|copy| copy.data == job.data && copy.end.as_ref().is_some_and(|e| e.1 == *end));
+            let ran =
+                self.jobs.iter().any(|copy| copy.data == job.data && copy.end.as_ref().is_some_and(|e| e.1 == *end));
             if !ran {
                 self.violation(format!("answered without having been run: {}", describe(job)));
             }

@@ -77,13 +77,7 @@ impl Server {
         Server::with_fate(Sequence::default(), 4711, 0, Trouble::default(), Some(fate))
     }
 
-    fn with_fate(
-        sequence: Sequence,
-        process_id: u32,
-        seed: u64,
-        trouble: Trouble,
-        fate: Option<Fate>,
-    ) -> Server {
+    fn with_fate(sequence: Sequence, process_id: u32, seed: u64, trouble: Trouble, fate: Option<Fate>) -> Server {
         let listener = loop {
             // Addresses may repeat after 65,536 servers, and two may share one: the port makes the difference.
             if let Ok(listener) = TcpListener::bind((own_address(), 0)) {

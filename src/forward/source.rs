@@ -126,7 +126,7 @@ impl Source {
 
     /// Sends what is due beside what was put before.
     pub fn send_due(&self, state: &mut State) {
-        let requests = state.window.due(self.budget.spare());
+        let requests = state.window.due(self.budget.spare(), Instant::now());
         state.put(&requests);
         self.send(state);
     }
@@ -148,7 +148,7 @@ impl Source {
     }
 
     fn release(&self, state: &mut State, jobs: usize, size: usize) {
-        state.window.released(jobs, size);
+        state.window.released(jobs, size, Instant::now());
         state.held_bytes = state.held_bytes.saturating_sub(size);
         self.budget.held.fetch_sub(size, Ordering::Relaxed);
         self.metrics.set_held(state.window.held());

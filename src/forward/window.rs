@@ -1,10 +1,22 @@
 //! How many jobs a forward asks its source for: what is asked for and held is at most `prefetch`.
 //!
 //! A pure state machine: the reader tells it what came, everybody who writes to the source asks it what to request.
+//!
+//! A large window costs caches their warmth, a second proxy its share and a crash more jobs to merge, so it is as large as
+//! the distance asks for: what a source can give out in the time that one job takes from its grab to its acknowledgement.
+
+use std::time::{Duration, Instant};
 
 /// Grabs on the wire at first and after a NO_JOB: asking a server for many jobs when it has one costs it CPU and the job
 /// time, a few cost nothing.
 const FIRST_GRABS: usize = 4;
+
+/// Jobs that are asked for and held at most where both servers are near.
+const NEAR_JOBS: usize = 512;
+
+/// Jobs in a window for each millisecond that a job takes: no server gives out 100 in it, and half as many again keep it
+/// busy while answers are late.
+const JOBS_PER_MILLISECOND: usize = 150;
 
 /// Bytes that a forward may hold even when all together hold as much as they may: else forwards whose destinations hang
 /// would slow down all others.
@@ -45,6 +57,10 @@ pub struct Window {
     /// No more grabs: the forward stops.
     closed: bool,
     idle_noops: u32,
+    /// When the first grab was sent after nothing was asked for or held, while its job is not acknowledged.
+    asked_at: Option<Instant>,
+    /// What a job took from its grab to its acknowledgement, the last time that nothing else was under way.
+    distance: Duration,
 }
 
 impl Window {
@@ -62,7 +78,15 @@ impl Window {
             asleep: false,
             closed: false,
             idle_noops: 0,
+            asked_at: None,
+            distance: Duration::ZERO,
         }
+    }
+
+    /// Jobs that are worth asking for and holding over this distance.
+    fn size(&self) -> usize {
+        let micros = usize::try_from(self.distance.as_micros()).unwrap_or(usize::MAX);
+        NEAR_JOBS.max(micros.saturating_mul(JOBS_PER_MILLISECOND) / 1000).min(self.prefetch)
     }
 
     /// A grab was answered by a job of `bytes`.
@@ -73,7 +97,7 @@ impl Window {
         self.average = if self.average == 0 { bytes } else { (self.average * 7 + bytes) / 8 };
         self.idle_noops = 0;
         if !self.drained {
-            self.ask = (self.ask + 1).min(self.prefetch);
+            self.ask = (self.ask + 1).min(self.size());
         }
     }
 
@@ -103,7 +127,10 @@ impl Window {
     }
 
     /// `jobs` that took `bytes` are no longer held.
-    pub fn released(&mut self, jobs: usize, bytes: usize) {
+    pub fn released(&mut self, jobs: usize, bytes: usize, now: Instant) {
+        if let Some(asked_at) = self.asked_at.take() {
+            self.distance = now.saturating_duration_since(asked_at);
+        }
         self.held = self.held.saturating_sub(jobs);
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
     }
@@ -120,7 +147,7 @@ impl Window {
     }
 
     /// What is due now; it counts as requested. `spare` are the bytes that all forwards together may still hold.
-    pub fn due(&mut self, spare: usize) -> Requests {
+    pub fn due(&mut self, spare: usize, now: Instant) -> Requests {
         if self.closed || self.asleep {
             return Requests::default();
         }
@@ -132,9 +159,12 @@ impl Window {
             return Requests { grabs: 0, sleep: true };
         }
         let taken = self.on_wire + self.held;
-        let by_count = self.prefetch.saturating_sub(taken).min(self.ask.saturating_sub(self.on_wire));
+        let by_count = self.size().saturating_sub(taken).min(self.ask.saturating_sub(self.on_wire));
         let by_bytes = (self.room(spare) / self.average.max(1)).saturating_sub(self.on_wire);
         let grabs = by_count.min(by_bytes.max(usize::from(taken == 0)));
+        if taken == 0 && grabs > 0 {
+            self.asked_at = Some(now);
+        }
         self.on_wire += grabs;
         Requests { grabs, sleep: false }
     }
@@ -182,8 +212,16 @@ mod tests {
 
     const SPARE: usize = usize::MAX;
 
+    fn due(window: &mut Window) -> Requests {
+        window.due(SPARE, Instant::now())
+    }
+
     fn grabs(window: &mut Window) -> usize {
-        window.due(SPARE).grabs
+        due(window).grabs
+    }
+
+    fn release(window: &mut Window, jobs: usize, bytes: usize) {
+        window.released(jobs, bytes, Instant::now());
     }
 
     #[test]
@@ -195,7 +233,7 @@ mod tests {
                 window.assigned(600);
             }
             let (held, bytes) = (window.held, window.held_bytes);
-            window.released(held, bytes);
+            release(&mut window, held, bytes);
             assert_eq!(grabs(&mut window), round);
         }
     }
@@ -204,13 +242,35 @@ mod tests {
     fn asked_for_and_held_are_never_more_than_prefetch() {
         let mut window = Window::new(10, usize::MAX);
         for _ in 0..100 {
-            window.due(SPARE);
+            due(&mut window);
             assert!(window.on_wire() + window.held() <= 10);
             if window.on_wire() > 0 {
                 window.assigned(1);
             } else {
-                window.released(3, 3);
+                release(&mut window, 3, 3);
             }
+        }
+    }
+
+    #[test]
+    fn the_window_is_as_large_as_the_distance_asks_for() {
+        for (distance, size) in [(1, NEAR_JOBS), (20, 3000), (200, 4096)] {
+            let mut window = Window::new(4096, usize::MAX);
+            let start = Instant::now();
+            window.due(SPARE, start);
+            window.assigned(600);
+            window.released(1, 600, start + Duration::from_millis(distance));
+            let (mut most, mut now) = (0, start);
+            for _ in 0..20_000 {
+                now += Duration::from_micros(10);
+                window.due(SPARE, now);
+                most = most.max(window.on_wire() + window.held());
+                window.assigned(600);
+                if window.held() > window.on_wire() {
+                    window.released(1, 600, now);
+                }
+            }
+            assert_eq!(most, size, "{distance} ms");
         }
     }
 
@@ -221,10 +281,10 @@ mod tests {
         window.no_job();
         window.assigned(1);
         window.no_job();
-        assert_eq!(window.due(SPARE), Requests::default(), "one answer is still to come");
+        assert_eq!(due(&mut window), Requests::default(), "one answer is still to come");
         window.no_job();
-        assert_eq!(window.due(SPARE), Requests { grabs: 0, sleep: true });
-        assert_eq!(window.due(SPARE), Requests::default(), "asleep");
+        assert_eq!(due(&mut window), Requests { grabs: 0, sleep: true });
+        assert_eq!(due(&mut window), Requests::default(), "asleep");
         assert!(window.noop());
         assert_eq!(grabs(&mut window), 4);
         assert!(window.noop(), "a NOOP while grabs are out changes nothing");
@@ -240,7 +300,7 @@ mod tests {
             while window.on_wire() > 0 {
                 window.no_job();
             }
-            window.due(SPARE);
+            due(&mut window);
             assert!(window.noop());
             waits.push(window.patience());
         }
@@ -259,11 +319,11 @@ mod tests {
         }
         assert!(!window.has_room(1, SPARE));
         assert_eq!(grabs(&mut window), 0);
-        window.released(4, 1600);
+        release(&mut window, 4, 1600);
         assert_eq!(grabs(&mut window), 2, "two of this size fit");
         window.assigned(5000);
         window.assigned(5000);
-        window.released(2, 10_000);
+        release(&mut window, 2, 10_000);
         assert!(window.has_room(1 << 40, 0));
         assert_eq!(grabs(&mut window), 1);
     }
@@ -271,7 +331,7 @@ mod tests {
     #[test]
     fn others_that_hold_all_there_is_leave_room_for_small_jobs() {
         let mut window = Window::new(4096, 8 << 20);
-        window.due(0);
+        window.due(0, Instant::now());
         for _ in 0..300 {
             window.assigned(600);
         }
@@ -291,10 +351,10 @@ mod tests {
         for _ in 0..4 {
             window.no_job();
         }
-        assert!(window.due(SPARE).sleep);
+        assert!(due(&mut window).sleep);
         assert_eq!(window.probe(), Some(Requests { grabs: 1, sleep: true }));
         window.no_job();
-        assert_eq!(window.due(SPARE), Requests::default());
+        assert_eq!(due(&mut window), Requests::default());
         window.close();
         assert_eq!(window.probe(), None);
     }

@@ -88,28 +88,41 @@ pub struct Status {
 
 impl Gearmand {
     pub fn start(folder: &Path, tables: Tables) -> Outcome<Gearmand> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let log = folder.join(format!("gearmand-{port}.log"));
-        let child = Command::new("gearmand")
-            .args(["--listen=127.0.0.1", "--verbose=ERROR"])
-            .args((tables == Tables::Large).then_some("--hashtable-buckets=1000003"))
-            .arg(format!("--port={port}"))
-            .arg(format!("--pid-file={}", folder.join(format!("gearmand-{port}.pid")).display()))
-            .arg(format!("--log-file={}", log.display()))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("cannot start gearmand: {error}"))?;
-        let server = Gearmand { child, port };
-        let give_up = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if Instant::now() > give_up {
-                return Err(format!("gearmand on port {port} did not start").into());
+        // Between finding a free port and using it, somebody else may take it.
+        for _ in 0..10 {
+            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            let child = Command::new("gearmand")
+                .args(["--listen=127.0.0.1", "--verbose=ERROR"])
+                .args((tables == Tables::Large).then_some("--hashtable-buckets=1000003"))
+                .arg(format!("--port={port}"))
+                .arg(format!("--pid-file={}", folder.join(format!("gearmand-{port}.pid")).display()))
+                .arg(format!("--log-file={}", folder.join(format!("gearmand-{port}.log")).display()))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .map_err(|error| format!("cannot start gearmand: {error}"))?;
+            let mut server = Gearmand { child, port };
+            if server.answers()? {
+                return Ok(server);
+            }
+        }
+        Err("gearmand does not start".into())
+    }
+
+    /// Waits until the server answers, and not another one on its port; `false` when it has ended.
+    fn answers(&mut self) -> Outcome<bool> {
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < give_up {
+            if self.child.try_wait()?.is_some() {
+                return Ok(false);
+            }
+            if let Ok(mut admin) = self.admin() {
+                return Ok(admin.process_id().ok() == Some(self.child.id()));
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Ok(server)
+        Err(format!("gearmand on port {} does not answer", self.port).into())
     }
 
     pub fn cpu_time(&self) -> Outcome<Duration> {
@@ -138,6 +151,13 @@ impl Admin {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         Ok(Admin { stream: BufReader::new(stream) })
+    }
+
+    fn process_id(&mut self) -> Outcome<u32> {
+        self.stream.get_mut().write_all(b"getpid\n")?;
+        let mut line = String::new();
+        self.stream.read_line(&mut line)?;
+        Ok(line.trim_start_matches("OK").trim().parse()?)
     }
 
     pub fn status(&mut self) -> Outcome<Status> {

@@ -129,6 +129,14 @@ impl Gearmand {
         cpu_time(self.child.id())
     }
 
+    /// For an error message: how it ended, if it has.
+    pub fn fate(&mut self) -> String {
+        match self.child.try_wait() {
+            Ok(Some(status)) => format!("gearmand {} ended with {status}", self.child.id()),
+            _ => format!("gearmand {} runs", self.child.id()),
+        }
+    }
+
     pub fn admin(&self) -> Outcome<Admin> {
         Admin::connect(self.port)
     }

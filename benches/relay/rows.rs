@@ -189,8 +189,8 @@ impl Transfer<'_> {
 
     /// Calls `check` with the destination and the name of a queue at the end.
     fn run_and(&self, bench: &Bench, check: impl Fn(&Gearmand, &str) -> Outcome<()>) -> Outcome<Transferred> {
-        let source = bench.gearmand(self.source_tables)?;
-        let destination = bench.gearmand(Tables::Large)?;
+        let mut source = bench.gearmand(self.source_tables)?;
+        let mut destination = bench.gearmand(Tables::Large)?;
         let source_line = line(&source, self.to_source)?;
         let destination_line = line(&destination, self.to_destination)?;
         let source_port = source_line.as_ref().map_or(source.port, |line| line.port);
@@ -205,7 +205,8 @@ impl Transfer<'_> {
         load::submit(source.port, &load)?;
         let mut before = [proxy.cpu_time()?, source.cpu_time()?, destination.cpu_time()?];
         proxy.thaw()?;
-        let elapsed = wait_moved(&proxy, &source, &destination, self.count, self.forwards)?;
+        let rate = wait_moved(&proxy, &source, &destination, self.count, self.forwards)
+            .map_err(|error| format!("{error}; {}, {}", source.fate(), destination.fate()))?;
         let after = [proxy.cpu_time()?, source.cpu_time()?, destination.cpu_time()?];
         for (before, after) in before.iter_mut().zip(after) {
             *before = after.saturating_sub(*before);
@@ -213,7 +214,7 @@ impl Transfer<'_> {
         let [proxy_cpu, source_cpu, destination_cpu] = before.map(|time| time.as_secs_f64() * 1e6 / self.count as f64);
         let peak = process::memory(proxy.pid(), "VmHWM")?;
         check(&destination, &queues[0])?;
-        Ok(Transferred { rate: elapsed, proxy: proxy_cpu, source: source_cpu, destination: destination_cpu, peak })
+        Ok(Transferred { rate, proxy: proxy_cpu, source: source_cpu, destination: destination_cpu, peak })
     }
 
     /// The run with the median rate of as many as a row takes.

@@ -6,6 +6,7 @@
 
 mod confirmer;
 mod destination;
+mod gate;
 mod identity;
 mod job;
 mod latch;
@@ -29,12 +30,13 @@ use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use log::{debug, error, info, warn};
 use parking_lot::Mutex;
 
-use crate::config::{Address, ForwardConfig, Server};
+use crate::config::{Address, DEFAULT_MAX_JOB_SIZE, ForwardConfig, Server};
 use crate::gearman::admin;
 use crate::gearman::connection::{Connection, ConnectionError, Limits};
 use crate::gearman::packet::Incoming;
 use crate::metrics::ForwardMetrics;
 use destination::Backoff;
+pub use gate::Gates;
 use identity::Origin;
 use job::Batch;
 use latch::Latch;
@@ -101,8 +103,21 @@ pub struct Settings {
     pub max_job_size: usize,
     /// Shared by all forwards of the process.
     pub budget: Arc<Budget>,
+    /// Shared by all forwards of the process.
+    pub gates: Arc<Gates>,
     /// See [`Timing`].
     pub timing: Timing,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            max_job_size: DEFAULT_MAX_JOB_SIZE,
+            budget: Arc::default(),
+            gates: Arc::default(),
+            timing: Timing::default(),
+        }
+    }
 }
 
 /// The stack of a forward's threads, bytes: nothing recurses, and the data is on the heap.
@@ -329,10 +344,13 @@ impl Life {
         Limits { connect: self.settings.timing.connect, answer: self.settings.timing.greeting }
     }
 
+    fn open(&self, server: &Server) -> Result<Connection, ConnectionError> {
+        let _pass = self.settings.gates.pass(server, &self.stop);
+        Connection::open(&server.host, server.port, &client_id(&self.config.source), &self.limits())
+    }
+
     fn connect_destination(&self) -> Result<Connection, ConnectionError> {
-        let Address { server, .. } = &self.config.destination;
-        let mut connection =
-            Connection::open(&server.host, server.port, &client_id(&self.config.source), &self.limits())?;
+        let mut connection = self.open(&self.config.destination.server)?;
         if !self.config.asynchronous {
             connection.set_option("exceptions", self.settings.timing.greeting)?;
         }
@@ -342,7 +360,7 @@ impl Life {
     /// The source's connection, and what its jobs have in common.
     fn connect_source(&self) -> Result<(Connection, Origin), ConnectionError> {
         let Address { server, queue } = &self.config.source;
-        let open = || Connection::open(&server.host, server.port, &client_id(&self.config.source), &self.limits());
+        let open = || self.open(server);
         let mut connection = open()?;
         let process_id = match connection.process_id(self.settings.timing.greeting) {
             Err(ConnectionError::Closed | ConnectionError::Io(_)) => {

@@ -13,7 +13,7 @@ use signal_hook::iterator::Signals;
 
 use crate::cli::Cli;
 use crate::config::{self, Config, LogTarget};
-use crate::forward::{Budget, Forward, Settings, Timing};
+use crate::forward::{Forward, Settings};
 use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
@@ -101,8 +101,7 @@ pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
     let log = logging::init(log_target(cli, &config), log_level(cli, &config))?;
     let pidfile = pidfile(cli, &config)?;
     let signals = signals()?;
-    let settings =
-        Settings { max_job_size: config.max_job_size, budget: Arc::new(Budget::default()), timing: Timing::default() };
+    let settings = Settings { max_job_size: config.max_job_size, ..Settings::default() };
     let mut proxy = Proxy {
         cli,
         config,

@@ -103,12 +103,13 @@ impl Origin {
     /// Writes the forward's own unique id of a job: the number in its handle and its hash, or, where `number` is not 0,
     /// this process's random number and that one.
     pub fn write_unique(&self, out: &mut String, handle: &[u8], identity: &Identity, number: u64) {
+        if number > 0 {
+            return write_numbered(out, number);
+        }
         out.clear();
-        // Writing to a String can't fail.
-        let _ = match number {
-            0 => write!(out, "{}-{:032x}", handle_number(handle), identity.id),
-            number => write!(out, "{:032x}-{number}", *PROCESS_NUMBER),
-        };
+        out.push_str(handle_number(handle));
+        out.push('-');
+        push_hex(out, identity.id);
     }
 }
 
@@ -141,8 +142,23 @@ pub fn next_number() -> u64 {
 
 /// Writes a unique id that was never used before, by anyone.
 pub fn write_new_unique(out: &mut String) {
+    write_numbered(out, next_number());
+}
+
+fn write_numbered(out: &mut String, number: u64) {
     out.clear();
-    let _ = write!(out, "{:032x}-{}", *PROCESS_NUMBER, next_number());
+    push_hex(out, *PROCESS_NUMBER);
+    // Writing to a String can't fail.
+    let _ = write!(out, "-{number}");
+}
+
+/// Appends 32 hex digits; std's formatting takes as long as the hash of a whole job.
+fn push_hex(out: &mut String, number: u128) {
+    for byte in number.to_be_bytes() {
+        for digit in [byte >> 4, byte & 15] {
+            out.push(if digit < 10 { b'0' + digit } else { b'a' - 10 + digit } as char);
+        }
+    }
 }
 
 /// A number between 0 and `limit` for jitter; not secret.

@@ -101,7 +101,7 @@ impl<'s> Reader<'s> {
                     let packet = Packet { kind, body: &self.buffer[at + HEADER_SIZE..at + end] };
                     if kind == kind::JOB_ASSIGN_UNIQ {
                         let job = Job::read(at, &packet)?;
-                        source.assigned(&mut state, job.size());
+                        state.assigned(job.size());
                         batch.jobs.push(job);
                     } else {
                         self.take_other(&mut state, &packet)?;
@@ -284,7 +284,7 @@ impl<'s> Reader<'s> {
             self.buffer.copy_within(read_off..read_off + self.end, 0);
         }
         let source = &self.session.source;
-        source.assigned(&mut source.lock(), 0);
+        source.lock().assigned(0);
         self.session.fail_too_large(&handle, size, 0);
         Ok(())
     }

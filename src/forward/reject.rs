@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use log::warn;
 
+use super::Session;
 use super::destination::{Clock, Link};
 use super::identity::{Identity, next_number};
 use super::job::Batch;
 use super::recovery::Recovery;
 use super::source::BACKGROUND_ANSWER;
-use super::{Session, client_id};
 use crate::config::Address;
 use crate::gearman::connection::{Connection, ConnectionError, error_code, is_timeout};
 use crate::gearman::packet::{ProtocolError, kind, put_request};
@@ -133,10 +133,9 @@ impl<'s> Rejecter<'s> {
     /// Submits what is held and waits for the replies; what was taken is acknowledged and no longer held.
     fn deliver(&mut self, connection: Option<Connection>) -> Result<Connection, ConnectionError> {
         let life = self.session.life;
-        let server = &self.address.server;
         let mut connection = match connection {
             Some(connection) => connection,
-            None => Connection::open(&server.host, server.port, &client_id(&life.config.source), &life.limits())?,
+            None => life.open(&self.address.server)?,
         };
         let mut out = Vec::new();
         let mut unique = String::new();

@@ -56,8 +56,8 @@ pub struct State {
     /// How many jobs to ask for.
     pub window: Window,
     out: Vec<u8>,
-    /// Bytes held by this session, as counted in the budget.
-    held_bytes: usize,
+    /// The bytes of held jobs that are counted in the budget.
+    counted_bytes: usize,
     /// GRAB_JOB_UNIQ and ECHO_REQ sent, each of which is answered, in this order.
     requests: u64,
     answers: u64,
@@ -85,7 +85,7 @@ impl Source {
             state: Mutex::new(State {
                 window: Window::new(prefetch, FORWARD_BYTES),
                 out: Vec::new(),
-                held_bytes: 0,
+                counted_bytes: 0,
                 requests: 0,
                 answers: 0,
                 owed_since: Instant::now(),
@@ -115,20 +115,22 @@ impl Source {
         self.send_due(&mut state);
     }
 
-    /// A job of `size` bytes came.
-    pub fn assigned(&self, state: &mut State, size: usize) {
-        state.answered();
-        state.window.assigned(size);
-        state.held_bytes += size;
-        self.budget.held.fetch_add(size, Ordering::Relaxed);
-        self.metrics.set_held(state.window.held());
-    }
-
-    /// Sends what is due beside what was put before.
+    /// Sends what is due beside what was put before, and counts what is held now.
     pub fn send_due(&self, state: &mut State) {
+        self.count_held(state, state.window.held_bytes());
         let requests = state.window.due(self.budget.spare(), Instant::now());
         state.put(&requests);
         self.send(state);
+    }
+
+    fn count_held(&self, state: &mut State, bytes: usize) {
+        let counted = std::mem::replace(&mut state.counted_bytes, bytes);
+        if bytes > counted {
+            self.budget.held.fetch_add(bytes - counted, Ordering::Relaxed);
+        } else {
+            self.budget.held.fetch_sub(counted - bytes, Ordering::Relaxed);
+        }
+        self.metrics.set_held(state.window.held());
     }
 
     /// Acknowledges `keys.len()` jobs of `size` bytes in all by `packets`, and asks for as many more as there is room for.
@@ -149,9 +151,6 @@ impl Source {
 
     fn release(&self, state: &mut State, jobs: usize, size: usize) {
         state.window.released(jobs, size, Instant::now());
-        state.held_bytes = state.held_bytes.saturating_sub(size);
-        self.budget.held.fetch_sub(size, Ordering::Relaxed);
-        self.metrics.set_held(state.window.held());
         self.send_due(state);
         self.room.notify_one();
     }
@@ -250,13 +249,19 @@ impl Source {
         self.shut_down();
         let mut state = self.state.lock();
         let held = state.window.held();
-        self.budget.held.fetch_sub(std::mem::take(&mut state.held_bytes), Ordering::Relaxed);
+        self.count_held(&mut state, 0);
         self.metrics.set_held(0);
         (state.unproven.drain(..).map(|(_, key)| key).collect(), held)
     }
 }
 
 impl State {
+    /// A job of `size` bytes came.
+    pub fn assigned(&mut self, size: usize) {
+        self.answered();
+        self.window.assigned(size);
+    }
+
     /// A request was answered.
     pub fn answered(&mut self) {
         self.answers += 1;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gearman_proxy::config::{Address, ForwardConfig, Place, Priority};
-use gearman_proxy::forward::{Budget, Forward, Settings};
+use gearman_proxy::forward::{Forward, Settings};
 use gearman_proxy::metrics::ForwardMetrics;
 use gearman_proxy::stages::Stages;
 
@@ -120,8 +120,7 @@ fn forward(source: &Server, destination: &Server, asynchronous: bool) -> Forward
         timeout: None,
         reject_queue: None,
     };
-    let settings =
-        Settings { max_job_size: 1 << 20, budget: Arc::new(Budget::default()), timing: Scale::default().timing() };
+    let settings = Settings { max_job_size: 1 << 20, timing: Scale::default().timing(), ..Settings::default() };
     Forward::start(settings, Arc::new(ForwardMetrics::new(&config)), None).unwrap()
 }
 

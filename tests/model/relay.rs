@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gearman_proxy::config::ForwardConfig;
-use gearman_proxy::forward::{Budget, Forward, Settings, Timing};
+use gearman_proxy::forward::{Forward, Settings, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
 
 pub trait Relay: Any {
@@ -95,7 +95,7 @@ pub fn forward(
     scale: &Scale,
     predecessor: Option<Box<dyn Relay>>,
 ) -> Box<dyn Relay> {
-    let settings = Settings { max_job_size, budget: Arc::new(Budget::default()), timing: scale.timing() };
+    let settings = Settings { max_job_size, timing: scale.timing(), ..Settings::default() };
     let predecessor = predecessor.map(|relay| {
         let relay: Box<dyn Any> = relay;
         *relay.downcast::<Forward>().unwrap()

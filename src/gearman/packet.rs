@@ -172,10 +172,15 @@ pub struct Incoming {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// The last read took all the room there was.
+    was_full: bool,
 }
 
-/// What a connection that carries only replies reads at a time, bytes: about 200 JOB_CREATED.
-const REPLY_READ_SIZE: usize = 8 << 10;
+/// What is read at a time at first, bytes: a thousand idle connections should not take much memory.
+const SMALLEST_READ: usize = 1 << 10;
+
+/// What is read at a time once reads were full, bytes: about 500 JOB_CREATED.
+const LARGEST_READ: usize = 16 << 10;
 
 impl Incoming {
     /// The next whole packet among the bytes that were read; `None` when more must be read first.
@@ -214,24 +219,24 @@ impl Incoming {
             self.start = 0;
             self.end = 0;
             // A large packet's room is not kept for ever.
-            if self.buffer.len() > 16 * REPLY_READ_SIZE {
+            if self.buffer.len() > LARGEST_READ {
                 self.buffer = Vec::new();
             }
         }
-        if self.end == self.buffer.len() {
-            if self.start >= self.buffer.len() / 2 && self.start > 0 {
-                self.buffer.copy_within(self.start..self.end, 0);
-                self.end -= self.start;
-                self.start = 0;
-            } else {
-                self.buffer.resize((self.buffer.len() * 2).max(REPLY_READ_SIZE), 0);
-            }
+        if self.start > 0 && self.end == self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.end == self.buffer.len() || (self.was_full && self.buffer.len() < LARGEST_READ) {
+            self.buffer.resize((self.buffer.len() * 2).max(SMALLEST_READ), 0);
         }
         let count = from.read(&mut self.buffer[self.end..])?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.end += count;
+        self.was_full = self.end == self.buffer.len();
         Ok(())
     }
 }
@@ -303,6 +308,6 @@ mod tests {
         incoming.fill(&mut &b"\0RES\0\0\0\x1c\x03\xff\xff\xff"[..]).unwrap();
         assert_eq!(incoming.next(64 << 20).unwrap(), None);
         incoming.fill(&mut &b"x"[..]).unwrap();
-        assert!(incoming.buffer.len() <= 2 * REPLY_READ_SIZE);
+        assert!(incoming.buffer.len() <= 2 * SMALLEST_READ);
     }
 }

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use super::identity::random_below;
 use crate::gearman::connection::{ConnectionError, is_timeout};
 
+/// A write that takes so long has waited for the other side.
+const WAITED: Duration = Duration::from_millis(10);
+
 /// The time since a destination last took a byte of ours or sent one, while it owes replies.
 ///
 /// A slow line makes progress; a hung server makes none.
@@ -110,10 +113,14 @@ impl<'c> Link<'c> {
     pub fn write(&self, mut bytes: &[u8]) -> Result<(), ConnectionError> {
         let mut stream = self.stream;
         while !bytes.is_empty() {
+            let begun = Instant::now();
             match stream.write(bytes) {
                 Ok(count) => {
                     bytes = &bytes[count..];
-                    self.clock.progressed();
+                    // Only room that had to be waited for shows that somebody reads at the other end.
+                    if begun.elapsed() >= WAITED {
+                        self.clock.progressed();
+                    }
                 }
                 Err(error) if is_timeout(&error) => self.clock.check()?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,0 +1,164 @@
+//! Held through a blip, given back in an outage. Each of these takes half a minute or more.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use support::{
+    Gearmand, OUTAGE, Proxy, Queue, Site, Worker, assert_same_set, numbered, stays, wait_for, wait_until_equal,
+    wait_within,
+};
+
+/// The jobs have gone back to the source, and no worker offers to take them.
+fn given_back(source: &Gearmand, count: usize) {
+    wait_within(OUTAGE, "the jobs are given back and the source is left", || {
+        source.status("work") == Queue { total: count, running: 0, workers: 0 }
+    });
+}
+
+/// Lets a server take no more than `count` jobs into the queue (0: any number). It must know the queue, and does as long
+/// as the worker lives that is returned.
+fn limit(server: &Gearmand, count: usize) -> Worker {
+    let mut worker = server.worker("work");
+    worker.settle();
+    server.ask(&format!("maxqueue work {count}"));
+    worker
+}
+
+#[test]
+fn jobs_are_held_in_order_while_the_destination_is_gone_for_a_moment() {
+    let mut site = Site::start("");
+    let before = site.source.connections();
+    site.destination.kill();
+    let jobs = numbered(500);
+    site.source.submit_all("work", &jobs);
+    wait_until_equal("jobs held", 500, || site.source.status("work").running);
+    site.destination.launch();
+    site.destination.wait_for_jobs("work", 500);
+    site.source.wait_for_jobs("work", 0);
+    assert!(site.destination.drain_data("work") == jobs, "another order");
+    assert_eq!(site.source.connections(), before, "the source was left");
+}
+
+#[test]
+fn jobs_are_given_back_when_the_destination_stays_away() {
+    let mut site = Site::start("");
+    site.destination.kill();
+    let jobs = numbered(500);
+    site.source.submit_all("work", &jobs);
+    wait_until_equal("jobs held", 500, || site.source.status("work").running);
+    given_back(&site.source, 500);
+    // Every try to connect fails from now on, and none takes a job.
+    stays(Duration::from_secs(5), "the jobs wait without a worker", || {
+        site.source.status("work") == Queue { total: 500, running: 0, workers: 0 }
+    });
+    site.destination.launch();
+    site.destination.wait_for_jobs("work", 500);
+    site.source.wait_for_jobs("work", 0);
+    assert_same_set(&jobs, &site.destination.drain_data("work"));
+}
+
+#[test]
+fn jobs_are_given_back_when_the_destination_hangs() {
+    let mut site = Site::start("");
+    site.destination.freeze();
+    let jobs = numbered(500);
+    site.source.submit_all("work", &jobs);
+    wait_for("jobs are held", || site.source.status("work").running > 0);
+    given_back(&site.source, 500);
+    // What stood in its socket it takes now; what the proxy submits again is merged with that.
+    site.destination.thaw();
+    site.source.wait_for_jobs("work", 0);
+    assert_same_set(&jobs, &site.destination.drain_data("work"));
+}
+
+/// A hung server's kernel still takes bytes: that alone must not pass for progress.
+#[test]
+fn a_destination_that_hangs_is_noticed_while_new_jobs_keep_coming() {
+    let mut site = Site::start("");
+    site.destination.freeze();
+    let mut client = site.source.client();
+    let mut sent = Vec::new();
+    wait_within(OUTAGE, "the jobs are given back and the source is left", || {
+        let data = format!("job {}", sent.len()).into_bytes();
+        client.submit_background("work", b"", &data);
+        sent.push(data);
+        site.source.status("work").workers == 0
+    });
+    site.destination.thaw();
+    site.source.wait_for_jobs("work", 0);
+    assert_same_set(&sent, &site.destination.drain_data("work"));
+}
+
+#[test]
+fn jobs_are_held_while_the_destination_is_full_for_a_moment() {
+    let site = Site::start("");
+    let _knows = limit(&site.destination, 5);
+    let jobs = numbered(50);
+    site.source.submit_all("work", &jobs);
+    site.destination.wait_for_jobs("work", 5);
+    wait_until_equal("jobs held", 45, || site.source.status("work").running);
+    let mut received = site.destination.drain_data("work");
+    limit(&site.destination, 0);
+    site.source.wait_for_jobs("work", 0);
+    received.extend(site.destination.drain_data("work"));
+    assert_same_set(&jobs, &received);
+}
+
+#[test]
+fn jobs_are_given_back_when_the_destination_stays_full() {
+    let site = Site::start("");
+    let _knows = limit(&site.destination, 5);
+    let jobs = numbered(50);
+    site.source.submit_all("work", &jobs);
+    site.destination.wait_for_jobs("work", 5);
+    given_back(&site.source, 45);
+    let mut received = site.destination.drain_data("work");
+    limit(&site.destination, 0);
+    site.source.wait_for_jobs("work", 0);
+    received.extend(site.destination.drain_data("work"));
+    assert_same_set(&jobs, &received);
+}
+
+#[test]
+fn undeliverable_jobs_are_held_and_given_back_while_their_reject_queue_is_away() {
+    let (source, destination, mut rejects) = (Gearmand::start(), Gearmand::start(), Gearmand::down());
+    let _proxy = Proxy::start(&format!(
+        "{} = {}\ndecrypt = x\nreject_queue = {}",
+        source.queue("work"),
+        destination.queue("work"),
+        rejects.queue("rejected")
+    ));
+    source.wait_for_workers("work", 1);
+    let bad = [b"%1".to_vec(), b"%2".to_vec(), b"%3".to_vec()];
+    source.submit_all("work", &bad);
+    wait_within(OUTAGE, "they wait at the source again", || {
+        let status = source.status("work");
+        status.total == 3 && status.running == 0 && status.workers == 0
+    });
+    rejects.launch();
+    rejects.wait_for_jobs("rejected", 3);
+    source.wait_for_jobs("work", 0);
+    assert_same_set(&bad, &rejects.drain_data("rejected"));
+}
+
+#[test]
+fn a_synchronous_job_whose_destination_hangs_is_tried_again_and_then_fails() {
+    let mut site = Site::start("async = 0");
+    let mut client = site.source.client();
+    let handle = client.submit("work", b"", b"data");
+    site.destination.wait_for_jobs("work", 1);
+    site.destination.freeze();
+    let mut packet = None;
+    let begun = std::time::Instant::now();
+    while packet.is_none() {
+        assert!(begun.elapsed() < 3 * OUTAGE, "no answer");
+        packet = (!client.is_silent(Duration::from_secs(1))).then(|| client.receive());
+    }
+    let packet = packet.unwrap();
+    assert_eq!((packet.kind, packet.body), (support::peer::WORK_FAIL, handle));
+    site.destination.thaw();
+    site.source.wait_for_workers("work", 1);
+    assert_eq!(site.destination.drain_data("work"), Vec::<Vec<u8>>::new(), "a job that was reported failed runs");
+}

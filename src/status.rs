@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use regex::RegexBuilder;
+use regex::bytes::RegexBuilder;
 
 use crate::config::{Address, Server};
 use crate::metrics::{ForwardMetrics, Trouble};
@@ -112,7 +112,7 @@ pub fn answer(forwards: &[Snapshot], payload: &[u8], now: Instant, process: &Pro
         None => None,
         Some((_, filter)) => {
             let filter = filter.split_whitespace().next().unwrap_or_default();
-            match RegexBuilder::new(filter).size_limit(MAX_FILTER_SIZE).build() {
+            match RegexBuilder::new(filter).unicode(false).size_limit(MAX_FILTER_SIZE).build() {
                 Ok(filter) => Some(filter),
                 Err(error) => return format!("3:UNKNOWN - {}", bad_filter(&error)),
             }
@@ -121,7 +121,7 @@ pub fn answer(forwards: &[Snapshot], payload: &[u8], now: Instant, process: &Pro
 
     let mut values = performance(forwards);
     if let Some(filter) = filter {
-        values.retain(|name, _| filter.is_match(name));
+        values.retain(|name, _| filter.is_match(name.as_bytes()));
     }
     let (code, state, text) = verdict(forwards);
     let mut answer = format!("{code}:{state} - proxy version v{} running.{text}|", process.version);

@@ -259,11 +259,14 @@ fn case(random: &mut Random) -> (String, Vec<u8>) {
     (text, data)
 }
 
+/// `GEARMAN_PROXY_FUZZ_SECONDS` is how long it goes on, one round if not set; `GEARMAN_PROXY_FUZZ_SEED` is where it begins.
 #[test]
 fn random_substitutions() {
-    let seconds: u64 = std::env::var("GEARMAN_PROXY_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let seconds = number("GEARMAN_PROXY_FUZZ_SECONDS").unwrap_or(0);
+    let mut seed = number("GEARMAN_PROXY_FUZZ_SEED").unwrap_or(1);
     let start = std::time::Instant::now();
-    let (mut compared, mut refused, mut seed) = (0, 0, 1_u64);
+    let (mut compared, mut refused) = (0, 0);
     loop {
         let mut random = Random(seed);
         let mut cases = Vec::new();

@@ -640,6 +640,7 @@ mod tests {
             (r"\Z", r"\n?\z"),
             (r"\pL", "properties"),
             (r"\N{U+41}", r"\N{..}"),
+            (r"\N(?#c){U+41}", r"\N{..}"),
             (r"\b{wb}", r"\b{..}"),
             (r"\x{100}", "bytes"),
             (r"\x{20ac}", "bytes"),

@@ -745,6 +745,7 @@ impl Parser<'_> {
             }
             'N' => {
                 self.position += 1;
+                self.skip_ignored(flags)?;
                 if self.peek() == Some(b'{') && self.counts().is_none() {
                     return refuse(start, "\\N{..} is not supported: bytes are written \\x41");
                 }

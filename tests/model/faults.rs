@@ -15,6 +15,8 @@ pub struct Trouble {
     pub crumbs: u64,
     /// Of 100 connections, so many speak nonsense after a while.
     pub nonsense: u64,
+    /// Only so many connections have it, then all are sound.
+    pub only_first: Option<u64>,
 }
 
 /// Where a connection is cut. Packets are counted from 0 in each direction.

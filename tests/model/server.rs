@@ -287,7 +287,7 @@ impl Shared {
             }
             let Ok((stream, _)) = accepted else { continue };
             let number = self.accepted.fetch_add(1, Ordering::SeqCst);
-            let fate = if self.is_calm() {
+            let fate = if self.is_calm() || self.trouble.only_first.is_some_and(|first| number >= first) {
                 Fate::none()
             } else {
                 let drawn = || Fate::draw(&mut Random::part(self.seed, number), self.trouble);

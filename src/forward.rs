@@ -362,13 +362,18 @@ impl Life {
         let Address { server, queue } = &self.config.source;
         let open = || self.open(server);
         let mut connection = open()?;
-        let process_id = match connection.process_id(self.settings.timing.greeting) {
-            Err(ConnectionError::Closed | ConnectionError::Io(_)) => {
-                connection = open()?;
-                None
-            }
-            answer => answer?,
-        };
+        let mut process_id = connection.process_id(self.settings.timing.greeting);
+        let closed = |answer: &Result<_, _>| matches!(answer, Err(ConnectionError::Closed | ConnectionError::Io(_)));
+        if closed(&process_id) {
+            // Once may be an accident; and without a process id jobs may come twice.
+            connection = open()?;
+            process_id = connection.process_id(self.settings.timing.greeting);
+        }
+        if closed(&process_id) {
+            connection = open()?;
+            process_id = Ok(None);
+        }
+        let process_id = process_id?;
         let process_id = identity::telling(process_id);
         let mut ledger = self.ledger.lock();
         ledger.connected(process_id);

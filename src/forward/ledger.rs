@@ -28,35 +28,53 @@ pub enum Ending {
 /// See the module.
 #[derive(Debug)]
 pub struct Ledger {
-    fates: HashMap<u128, Fate>,
+    entries: HashMap<u128, Entry>,
     order: VecDeque<u128>,
+    /// The source's latest that told it from the server before a restart.
     process_id: Option<u32>,
+    /// The current or last connection did not learn such a one.
+    anonymous: bool,
     ending: Ending,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    fate: Fate,
+    /// Its key says nothing of the server's process.
+    anonymous: bool,
 }
 
 impl Default for Ledger {
     fn default() -> Self {
-        Ledger { fates: HashMap::new(), order: VecDeque::new(), process_id: None, ending: Ending::Lost }
+        Ledger {
+            entries: HashMap::new(),
+            order: VecDeque::new(),
+            process_id: None,
+            anonymous: true,
+            ending: Ending::Lost,
+        }
     }
 }
 
 impl Ledger {
     /// The source was connected; `process_id` where that tells it from the server before a restart. What was learnt from
-    /// another process says nothing of this one's jobs, whose handles start again.
+    /// another process says nothing of this one's jobs, whose handles start again. A connection that could not learn the
+    /// process id proves no such restart, and the keys of what was learnt before can't be met by its jobs.
     pub fn connected(&mut self, process_id: Option<u32>) {
-        let same_process = process_id.is_some() && process_id == self.process_id;
-        let unknown = process_id.is_none() && self.process_id.is_none();
-        if unknown && self.ending == Ending::Closed {
-            self.fates.retain(|_, fate| matches!(fate, Fate::Unconfirmed(_)));
-        } else if !same_process {
-            self.fates.clear();
+        let closed = self.ending == Ending::Closed;
+        if process_id.is_some() && process_id != self.process_id {
+            self.entries.clear();
+        } else if process_id.is_none() {
+            let given_back = |fate| closed && matches!(fate, Fate::Unconfirmed(_));
+            self.entries.retain(|_, entry| !entry.anonymous || given_back(entry.fate));
         }
-        if self.fates.is_empty() {
+        if self.entries.is_empty() {
             // Also gives the memory of a long list back.
-            self.fates = HashMap::new();
+            self.entries = HashMap::new();
             self.order = VecDeque::new();
         }
-        self.process_id = process_id;
+        self.process_id = process_id.or(self.process_id);
+        self.anonymous = process_id.is_none();
     }
 
     /// The connection has ended.
@@ -66,25 +84,25 @@ impl Ledger {
 
     /// Notes the fate of a job whose connection to the source has ended.
     pub fn note(&mut self, key: u128, fate: Fate) {
-        if self.fates.insert(key, fate).is_none() {
+        if self.entries.insert(key, Entry { fate, anonymous: self.anonymous }).is_none() {
             self.order.push_back(key);
         }
         // Keys that were claimed meanwhile stay in the order until they are at its end.
         while self.order.len() > CAPACITY {
             if let Some(oldest) = self.order.pop_front() {
-                self.fates.remove(&oldest);
+                self.entries.remove(&oldest);
             }
         }
     }
 
     /// The fate of a job that has come again; it leaves the ledger.
     pub fn claim(&mut self, key: u128) -> Option<Fate> {
-        self.fates.remove(&key)
+        self.entries.remove(&key).map(|entry| entry.fate)
     }
 
     /// Whether nothing is known of any job.
     pub fn is_empty(&self) -> bool {
-        self.fates.is_empty()
+        self.entries.is_empty()
     }
 }
 
@@ -104,14 +122,26 @@ mod tests {
 
     #[test]
     fn another_process_knows_nothing_of_the_old_handles() {
-        for second in [Some(401), None] {
-            let mut ledger = Ledger::default();
-            ledger.connected(Some(400));
-            ledger.note(1, Fate::Delivered);
-            ledger.note(2, Fate::Unconfirmed(7));
-            ledger.connected(second);
-            assert!(ledger.is_empty());
-        }
+        let mut ledger = Ledger::default();
+        ledger.connected(Some(400));
+        ledger.note(1, Fate::Delivered);
+        ledger.note(2, Fate::Unconfirmed(7));
+        ledger.connected(Some(401));
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_connection_that_did_not_learn_the_process_id_makes_nothing_forgotten() {
+        let mut ledger = Ledger::default();
+        ledger.connected(Some(400));
+        ledger.note(1, Fate::Delivered);
+        ledger.connected(None);
+        ledger.note(2, Fate::Delivered);
+        ledger.disconnected(Ending::Lost);
+        ledger.connected(None);
+        assert_eq!(ledger.claim(2), None);
+        ledger.connected(Some(400));
+        assert_eq!(ledger.claim(1), Some(Fate::Delivered));
     }
 
     #[test]
@@ -139,6 +169,6 @@ mod tests {
         }
         assert_eq!(ledger.claim(9), None);
         assert_eq!(ledger.claim(10), Some(Fate::Delivered));
-        assert!(ledger.fates.len() <= CAPACITY);
+        assert!(ledger.entries.len() <= CAPACITY);
     }
 }

@@ -366,7 +366,14 @@ impl Replier<'_> {
     fn run(self, stream: &TcpStream, mut incoming: Incoming) -> ConnectionError {
         loop {
             if let Err(error) = self.take(&mut incoming).and_then(|()| Ok(incoming.fill(&mut &*stream)?)) {
-                return error;
+                return match error {
+                    // Only a result can be too long; anything else that claims to be so is nonsense.
+                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match announced(incoming.unread()) {
+                        kind::WORK_COMPLETE | kind::WORK_EXCEPTION | kind::WORK_DATA | kind::WORK_WARNING => error,
+                        other => ProtocolError::Unexpected(other).into(),
+                    },
+                    error => error,
+                };
             }
             self.clock.progressed();
         }
@@ -428,6 +435,14 @@ impl Replier<'_> {
             return None;
         }
         if ends { expected.take() } else { expected.clone() }
+    }
+}
+
+/// The type that a packet's header announces.
+fn announced(bytes: &[u8]) -> u32 {
+    match bytes {
+        [_, _, _, _, a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
+        _ => 0,
     }
 }
 

@@ -75,25 +75,27 @@ pub static OPTIONS: [CliOption; 13] = [
         long: "try",
         alias: "",
         argument: "ADDRESS",
-        meaning: "Run the stages of the forward from this address on standard input and show each outcome; send \
-                  nothing.",
+        meaning: "Run the stages of the forward from this address on a job's data from standard input and show each \
+                  outcome; send nothing. Exits with 1 if the job is undeliverable.",
     },
     CliOption {
         short: "",
         long: "convert",
         alias: "",
         argument: "FILE...",
-        meaning: "Print configurations of gearman_proxy.pl in this program's language; exit with 1 if something is \
-                  left for a person.",
+        meaning: "Print configurations of gearman_proxy.pl (files, or folders with *.cfg and *.conf) in this program's \
+                  language. They are Perl and are executed by perl, as the Perl proxy did: convert only what you trust. \
+                  Exits with 1 if something is left for a person.",
     },
     CliOption {
         short: "",
         long: "top",
         alias: "",
         argument: "",
-        meaning: "Show the forwards at work, every second anew.",
+        meaning: "Show the forwards of the configuration at work, every second anew: their job servers and, where there \
+                  is a status queue, the running proxy are asked. q and Enter end it.",
     },
-    CliOption { short: "", long: "once", alias: "", argument: "", meaning: "Show the forwards at work once." },
+    CliOption { short: "", long: "once", alias: "", argument: "", meaning: "Show that once." },
     CliOption { short: "V", long: "version", alias: "", argument: "", meaning: "Print the version and exit." },
     CliOption { short: "h", long: "help", alias: "", argument: "", meaning: "Print this help and exit." },
 ];

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// Grabs on the wire at first and after a NO_JOB: asking a server for many jobs when it has one costs it CPU and the job
 /// time, a few cost nothing.
-const FIRST_GRABS: usize = 8;
+const FIRST_GRABS: usize = 4;
 
 /// Further grabs for each job that came: the number on the wire is four times as large after each round trip.
 const GROWTH: usize = 3;
@@ -235,8 +235,8 @@ mod tests {
     #[test]
     fn it_asks_for_few_first_and_for_more_while_all_bring_jobs() {
         let mut window = Window::new(100, usize::MAX);
-        assert_eq!(grabs(&mut window), 8);
-        for round in [32, 100] {
+        assert_eq!(grabs(&mut window), 4);
+        for round in [16, 64, 100] {
             for _ in 0..window.on_wire() {
                 window.assigned(600);
             }

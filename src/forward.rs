@@ -325,14 +325,15 @@ impl Life {
     fn connect_destinations(&self) -> Result<Vec<Connection>, End> {
         let server = &self.config.destination.server;
         let lost = |error| End::Lost { server: server.clone(), error };
+        let greeting = self.settings.timing.greeting;
         if self.config.workers == 1 {
-            Ok(vec![self.connect_destination().map_err(lost)?])
+            Ok(vec![self.connect_destination(greeting).map_err(lost)?])
         } else {
             let name = thread_name("d", None, &self.config.source.queue);
             thread::scope(|scope| {
                 let mut threads = Vec::new();
                 for _ in 0..self.config.workers {
-                    let connect = || self.connect_destination();
+                    let connect = || self.connect_destination(greeting);
                     threads.push(spawn(scope, name.clone(), connect).map_err(End::Spawn)?);
                 }
                 threads.into_iter().map(|thread| join(thread).map_err(lost)).collect()
@@ -344,13 +345,16 @@ impl Life {
         Limits { connect: self.settings.timing.connect, answer: self.settings.timing.greeting }
     }
 
-    fn open(&self, server: &Server) -> Result<Connection, ConnectionError> {
+    fn open(&self, server: &Server, limits: &Limits) -> Result<Connection, ConnectionError> {
         let _pass = self.settings.gates.pass(server, &self.stop);
-        Connection::open(&server.host, server.port, &client_id(&self.config.source), &self.limits())
+        Connection::open(&server.host, server.port, &client_id(&self.config.source), limits)
     }
 
-    fn connect_destination(&self) -> Result<Connection, ConnectionError> {
-        let mut connection = self.open(&self.config.destination.server)?;
+    /// A new connection to the destination, if it comes about `within` this time and the usual limits.
+    fn connect_destination(&self, within: Duration) -> Result<Connection, ConnectionError> {
+        let Limits { connect, answer } = self.limits();
+        let limits = Limits { connect: connect.min(within), answer: answer.min(within) };
+        let mut connection = self.open(&self.config.destination.server, &limits)?;
         if !self.config.asynchronous {
             connection.set_option("exceptions", self.settings.timing.greeting)?;
         }
@@ -360,7 +364,7 @@ impl Life {
     /// The source's connection, and what its jobs have in common.
     fn connect_source(&self) -> Result<(Connection, Origin), ConnectionError> {
         let Address { server, queue } = &self.config.source;
-        let open = || self.open(server);
+        let open = || self.open(server, &self.limits());
         let mut connection = open()?;
         let mut process_id = connection.process_id(self.settings.timing.greeting);
         let closed = |answer: &Result<_, _>| matches!(answer, Err(ConnectionError::Closed | ConnectionError::Io(_)));

@@ -121,8 +121,12 @@ impl Drop for PidFile {
     }
 }
 
+/// Whether the process runs. One that has ended and only waits for its parent to notice does not.
 fn alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
+    // PID (NAME) STATE ..., where the name may hold brackets and blanks.
+    let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else { return false };
+    let state = stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2));
+    !matches!(state, Some(b'Z' | b'X'))
 }
 
 fn same_file(file: &File, path: &Path) -> bool {

@@ -1,11 +1,14 @@
 //! Back to a server that was lost: hold the jobs for a while, then give them back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::destination::Backoff;
 use super::{End, Session};
 use crate::config::Address;
 use crate::gearman::connection::{Connection, ConnectionError};
+
+/// A try to connect is given at least so much time.
+const SHORTEST_TRY: Duration = Duration::from_millis(100);
 
 /// The trouble that one thread has with the server it submits to.
 pub struct Recovery<'s> {
@@ -47,7 +50,7 @@ impl<'s> Recovery<'s> {
     /// The same for a trouble with its first sign at `since`.
     pub fn pause_since(&mut self, error: ConnectionError, since: Instant) -> bool {
         let server = &self.address.server;
-        let left = self.session.life.settings.timing.release.saturating_sub(since.elapsed());
+        let left = self.left(since);
         if left.is_zero() {
             self.session.troubled(server, &error, "giving the jobs back");
             self.session.end(End::Lost { server: server.clone(), error });
@@ -68,16 +71,23 @@ impl<'s> Recovery<'s> {
         self.session.wait(wait)
     }
 
-    /// Tries to connect until it works; `None` when nothing is to be tried any more. While jobs are held, only a job that
+    /// How long the jobs are still held in a trouble since then.
+    fn left(&self, since: Instant) -> Duration {
+        self.session.life.settings.timing.release.saturating_sub(since.elapsed())
+    }
+
+    /// Tries to connect, each time within what `connect` is given, until it works; `None` when nothing is to be tried any more. While jobs are held, only a job that
     /// is taken ends the trouble.
     pub fn reconnect(
         &mut self,
         mut error: ConnectionError,
         holds: bool,
-        connect: impl Fn() -> Result<Connection, ConnectionError>,
+        connect: impl Fn(Duration) -> Result<Connection, ConnectionError>,
     ) -> Option<Connection> {
         while self.pause(error) {
-            match connect() {
+            // A server that accepts and hangs must not keep the jobs from going back in time.
+            let left = self.since.map_or(Duration::MAX, |since| self.left(since));
+            match connect(left.max(SHORTEST_TRY)) {
                 Ok(connection) => {
                     if !holds {
                         self.worked();

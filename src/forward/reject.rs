@@ -135,7 +135,7 @@ impl<'s> Rejecter<'s> {
         let life = self.session.life;
         let mut connection = match connection {
             Some(connection) => connection,
-            None => life.open(&self.address.server)?,
+            None => life.open(&self.address.server, &life.limits())?,
         };
         let mut out = Vec::new();
         let mut unique = String::new();

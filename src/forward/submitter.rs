@@ -18,7 +18,7 @@ use super::reject::Rejected;
 use super::source::BACKGROUND_ANSWER;
 use super::{End, Session, join, spawn, thread_name};
 use crate::config::Priority;
-use crate::gearman::connection::{Connection, ConnectionError};
+use crate::gearman::connection::{Connection, ConnectionError, QUEUE_FULL};
 use crate::gearman::packet::{MAX_UNIQUE_SIZE, kind, put_header, put_request};
 use crate::logging::escaped;
 use crate::stages::Scratch;
@@ -31,9 +31,6 @@ const LARGE_DATA: usize = 32 << 10;
 
 /// Tries of a job alone, or connections closed on it, after which it is undeliverable.
 pub const TRIES: u8 = 3;
-
-/// The error code of a full queue.
-pub const QUEUE_FULL: &str = "QUEUE_ERROR";
 
 /// A wait without end, for where a limit must be given.
 const LONG: Duration = Duration::from_secs(3600);
@@ -174,7 +171,7 @@ impl<'s> Submitter<'s> {
             if let Some(error) = self.work(connection) {
                 let holds = !self.held.is_empty() || !self.singles.is_empty();
                 let life = self.session.life;
-                open = self.recovery.reconnect(error, holds, || life.connect_destination());
+                open = self.recovery.reconnect(error, holds, |within| life.connect_destination(within));
             }
         }
         self.leave();

@@ -15,10 +15,10 @@ use super::identity::write_new_unique;
 use super::job::{Batch, Job};
 use super::recovery::Recovery;
 use super::reject::Rejected;
-use super::submitter::{QUEUE_FULL, TRIES, reject};
+use super::submitter::{TRIES, reject};
 use super::{End, Session, join, spawn, thread_name};
 use crate::config::Priority;
-use crate::gearman::connection::{Connection, ConnectionError, error_code};
+use crate::gearman::connection::{Connection, ConnectionError, QUEUE_FULL, error_code};
 use crate::gearman::packet::{Incoming, Packet, ProtocolError, kind, put_header, put_request};
 use crate::logging::escaped;
 use crate::stages::Scratch;
@@ -115,7 +115,7 @@ impl<'s> Submitter<'s> {
     /// Runs until what came has its result and nothing more comes, or the session is over.
     pub fn run(mut self, connection: Connection) {
         let life = self.session.life;
-        let connect = || life.connect_destination();
+        let connect = |within| life.connect_destination(within);
         let mut open = Some(connection);
         while let Some(connection) = open.take() {
             let error = match self.work(connection) {
@@ -123,7 +123,7 @@ impl<'s> Submitter<'s> {
                 Err(Lost::Writing(error)) => error,
                 Err(Lost::Reading) => ConnectionError::Closed,
                 // The old connection was closed on purpose: another one is wanted at once.
-                Err(Lost::Timeout) => match connect() {
+                Err(Lost::Timeout) => match connect(life.settings.timing.greeting) {
                     Ok(connection) => {
                         open = Some(connection);
                         continue;
@@ -183,7 +183,7 @@ impl<'s> Submitter<'s> {
             _ => return outcome,
         };
         let life = self.session.life;
-        warn!("job {} of {} failed: {} for {reason}", escaped(&handle), life.config.source, life.config.destination);
+        warn!("job {} of {} failed at {}: {reason}", escaped(&handle), life.config.source, life.config.destination);
         life.metrics.failed();
         self.session.finish_failed(&handle, held);
         self.task = None;

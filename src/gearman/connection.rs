@@ -20,6 +20,9 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a server may send before it has answered our first request, bytes.
 const HANDSHAKE_LIMIT: usize = 64 << 10;
 
+/// The error code of a server whose queue takes no more jobs.
+pub const QUEUE_FULL: &str = "QUEUE_ERROR";
+
 /// How long a connection may take to come about.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -80,6 +83,12 @@ impl ConnectionError {
                 }
                 _ => None,
             },
+            ConnectionError::Refused(code) if code == QUEUE_FULL => {
+                Some("its queue is full: do its workers keep up? gearadmin sets the limit with maxqueue")
+            }
+            ConnectionError::Refused(code) if code == "ARGUMENT_TOO_LARGE" => {
+                Some("the queue's name is too long for it")
+            }
             ConnectionError::NoAnswer(_) => Some("the server accepts connections but hangs: look at its process"),
             ConnectionError::Protocol(_) => Some("is this port a Gearman job server's, without TLS?"),
             _ => None,

@@ -436,7 +436,7 @@ mod tests {
             ask(&two(), "check perfdatafilter=(a"),
             "3:UNKNOWN - perfdatafilter is no regular expression: unclosed group"
         );
-        assert_eq!(ask(&two(), "check perfdatafilter=(\\w{99}){99}"), "3:UNKNOWN - perfdatafilter is too large");
+        assert_eq!(ask(&two(), "check perfdatafilter=(\\w{999}){99}"), "3:UNKNOWN - perfdatafilter is too large");
         for filter in ["[z-a]", "(?<n", "*", "a{2,1}", "\\p{nope}", "(?=x)"] {
             let answer = ask(&two(), &format!("check perfdatafilter={filter}"));
             assert!(answer.starts_with("3:UNKNOWN - perfdatafilter is no regular expression: "), "{filter}: {answer}");

@@ -121,7 +121,7 @@ fn the_log_goes_to_standard_output_or_standard_error() {
         // Local time with its offset, level, thread.
         wait_for("a line in simplelog's form", || {
             let form = r"(?m)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S*(Z|[+-]\d\d:\d\d) \[(INFO|DEBUG)\] .*\S";
-            regex::Regex::new(form).unwrap().is_match(&proxy.log())
+            regex::bytes::RegexBuilder::new(form).unicode(false).build().unwrap().is_match(proxy.log().as_bytes())
         });
         drop(proxy);
         servers.source.wait_for_workers("work", 0);

@@ -5,15 +5,20 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use regex::Regex;
+use regex::bytes::{Regex, RegexBuilder};
 use support::{Gearmand, Proxy, Status, numbered, wait_for, wait_until_equal, wait_within};
 
 /// Between two samples of a queue's length lie 10 s.
 const SAMPLED: Duration = Duration::from_secs(90);
 
+/// The crate is built without Unicode's tables, as the proxy is.
+fn ascii(pattern: &str) -> Regex {
+    RegexBuilder::new(pattern).unicode(false).build().unwrap()
+}
+
 #[track_caller]
 fn assert_matches(pattern: &str, text: &str) {
-    assert!(Regex::new(pattern).unwrap().is_match(text), "{text:?} is not like {pattern}");
+    assert!(ascii(pattern).is_match(text.as_bytes()), "{text:?} is not like {pattern}");
 }
 
 fn names(status: &Status) -> Vec<&str> {
@@ -23,11 +28,11 @@ fn names(status: &Status) -> Vec<&str> {
 /// Waits for a message before the performance data that is like `pattern`.
 #[track_caller]
 fn wait_for_message(server: &Gearmand, pattern: &str) -> Status {
-    let pattern = Regex::new(pattern).unwrap();
+    let pattern = ascii(pattern);
     let mut last = Status::ask(server, "proxy_status", "check");
     wait_within(SAMPLED, &format!("a status like {pattern}"), || {
         last = Status::ask(server, "proxy_status", "check");
-        pattern.is_match(&last.message) || {
+        pattern.is_match(last.message.as_bytes()) || {
             eprintln!("{}", last.message);
             false
         }

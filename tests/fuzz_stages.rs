@@ -5,10 +5,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "random/fuzz.rs"]
+mod fuzz;
 mod random;
 
-use std::time::{Duration, Instant};
-
+use fuzz::fuzz;
 use gearman_proxy::stages::cipher::{BLOCK_SIZE, BrokenBlock, Cipher};
 use gearman_proxy::stages::substitution::{Groups, Substitution};
 use gearman_proxy::stages::{Scratch, Stages, base64};
@@ -29,33 +30,6 @@ fn bytes(random: &mut Random) -> Vec<u8> {
     };
     let all_bytes = alphabet.is_empty();
     (0..length).map(|_| if all_bytes { random.next() as u8 } else { random.of(alphabet) }).collect()
-}
-
-/// Names the seed when the test fails.
-struct Seed(&'static str, u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}: GEARMAN_PROXY_FUZZ_SEED={}", self.0, self.1);
-        }
-    }
-}
-
-/// Runs a target with one seed after the other until its time is over.
-fn fuzz(target: &'static str, mut run: impl FnMut(&mut Random)) {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let time = number("GEARMAN_PROXY_FUZZ_SECONDS").map_or(Duration::from_millis(500), Duration::from_secs);
-    let mut seed = Seed(target, number("GEARMAN_PROXY_FUZZ_SEED").unwrap_or(1));
-    let start = Instant::now();
-    let mut runs = 0_u64;
-    while start.elapsed() < time {
-        run(&mut Random(seed.1));
-        seed.1 += 1;
-        runs += 1;
-    }
-    println!("{target}: {runs} runs");
-    assert!(runs > 0, "{target} ran at least once");
 }
 
 const SUBSTITUTIONS: &[&str] = &[

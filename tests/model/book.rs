@@ -18,11 +18,6 @@ impl Sequence {
     pub fn next(&self) -> u64 {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
-
-    /// The number that the latest event got.
-    pub fn now(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
 }
 
 /// Never used twice by one server, whatever restarts.

@@ -2,6 +2,7 @@
 //!
 //! `MODEL_SEED=N` repeats one schedule, a hundred times or `MODEL_REPEAT` times; `MODEL_SCHEDULES=100000` is the long
 //! mode.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod book;
 mod differential;

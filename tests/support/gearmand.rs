@@ -124,7 +124,16 @@ impl Gearmand {
 
     /// It accepts connections from now on, and never answers.
     pub fn freeze(&mut self) {
-        signal(self.process.as_ref().unwrap().id(), "STOP");
+        let pid = self.process.as_ref().unwrap().id();
+        signal(pid, "STOP");
+        // The signal is sent by now; until each thread has it, the server may still answer.
+        super::wait_for("each thread is stopped", || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap()).all(|stat| {
+                let (_, behind_name) = stat.rsplit_once(") ").unwrap();
+                behind_name.starts_with('T')
+            })
+        });
     }
 
     pub fn thaw(&mut self) {

@@ -79,8 +79,12 @@ impl Line {
     fn ask(&mut self, bytes: &[u8]) -> std::io::Result<Packet> {
         self.stream.write_all(bytes)?;
         loop {
-            if let Some(Message::Response(packet)) = self.decoder.next() {
-                return Ok(packet);
+            while let Some(message) = self.decoder.next() {
+                match message {
+                    Message::Response(packet) => return Ok(packet),
+                    Message::BadMagic => return Err(std::io::ErrorKind::InvalidData.into()),
+                    _ => {}
+                }
             }
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer)? {
@@ -94,6 +98,8 @@ impl Line {
 fn session(config: &ForwardConfig, stopped: &AtomicBool, acknowledges_first: bool) -> std::io::Result<()> {
     let mut source = Line::to(&config.source)?;
     let mut destination = Line::to(&config.destination)?;
+    // Who did not ask could not know the jobs again, which excuses much.
+    source.stream.write_all(b"getpid\n")?;
     source.stream.write_all(&request(CAN_DO, &[config.source.queue.as_bytes()]))?;
     while !stopped.load(Ordering::SeqCst) {
         let packet = source.ask(&request(GRAB_JOB_UNIQ, &[]))?;

@@ -2,7 +2,7 @@
 
 use std::net::TcpStream;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::debug;
 
 use super::Session;
@@ -121,7 +121,7 @@ impl<'s> Confirmer<'s> {
     }
 
     /// The batch and the position in it of the job that this reply is for, and what is due.
-    fn replied(&mut self) -> Result<(&Batch, usize, &mut Due), ConnectionError> {
+    fn replied(&mut self, kind: u32) -> Result<(&Batch, usize, &mut Due), ConnectionError> {
         loop {
             let position = self.current.as_mut().and_then(|batch| {
                 while batch.jobs.get(batch.next)?.done {
@@ -135,13 +135,28 @@ impl<'s> Confirmer<'s> {
                 return Ok((batch, position, &mut self.due));
             }
             self.due.emptied.extend(self.current.take());
-            // It is on its way: the reply may be faster than the submitter.
-            self.current = Some(self.submitted.recv().map_err(|_| ConnectionError::Closed)?);
+            self.current = Some(self.next_batch(kind)?);
+        }
+    }
+
+    /// The batch that a reply is for. It is on its way, since the reply may be faster than the submitter; unless the
+    /// destination replied to something else, and then it never comes.
+    fn next_batch(&self, kind: u32) -> Result<Batch, ConnectionError> {
+        loop {
+            match self.submitted.recv_timeout(self.clock.limit()) {
+                Ok(batch) => return Ok(batch),
+                Err(RecvTimeoutError::Disconnected) => return Err(ConnectionError::Closed),
+                Err(RecvTimeoutError::Timeout) if self.clock.is_still() => {
+                    return Err(ProtocolError::Unexpected(kind).into());
+                }
+                // The rest of the batch is being written.
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
     }
 
     fn confirm(&mut self) -> Result<(), ConnectionError> {
-        let (batch, position, due) = self.replied()?;
+        let (batch, position, due) = self.replied(kind::JOB_CREATED)?;
         let job = &batch.jobs[position];
         put_request(&mut due.packets, kind::WORK_COMPLETE, &[job.parts(&batch.bytes).handle, BACKGROUND_ANSWER]);
         due.keys.push(job.key);
@@ -152,7 +167,7 @@ impl<'s> Confirmer<'s> {
     }
 
     fn refuse(&mut self, code: String) -> Result<(), ConnectionError> {
-        let (batch, position, _) = self.replied()?;
+        let (batch, position, _) = self.replied(kind::ERROR)?;
         let batch = batch.single(position);
         self.refused.push(Refused { batch, code });
         let _ = self.events.send(Event::Refusal);

@@ -77,6 +77,17 @@ impl Clock {
         }
     }
 
+    /// How long there may be no progress.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// Whether there has been no progress for the limit, whatever is owed.
+    pub fn is_still(&self) -> bool {
+        let last = Duration::from_millis(self.progress.load(Ordering::Relaxed));
+        self.base.elapsed() >= last + self.limit
+    }
+
     /// Counts jobs that the destination took.
     pub fn count_taken(&self, jobs: u64) {
         self.taken.fetch_add(jobs, Ordering::Relaxed);
@@ -121,6 +132,10 @@ impl<'c> Link<'c> {
                     if begun.elapsed() >= WAITED {
                         self.clock.progressed();
                     }
+                }
+                // Replies that nobody waited for may make it look as if nothing were owed.
+                Err(error) if is_timeout(&error) && !self.clock.is_owed() => {
+                    return Err(ConnectionError::NoAnswer(self.clock.limit));
                 }
                 Err(error) if is_timeout(&error) => self.clock.check()?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

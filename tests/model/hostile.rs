@@ -61,11 +61,15 @@ fn cases() -> Vec<Case> {
         once("an unknown type", response(99, &[b"x"])),
         once("type 0", response(0, &[])),
         once("an unknown type of 4 GiB", header(99, u32::MAX)),
-        once("a job of 4 GiB that does not come", header(JOB_ASSIGN_UNIQ, u32::MAX)),
+        // A job that is too large is read off for a while before anybody can know that its length is false.
+        harmless("a job of 4 GiB that does not come", header(JOB_ASSIGN_UNIQ, u32::MAX)),
         once("a reply of 4 GiB that does not come", header(JOB_CREATED, u32::MAX)),
         once("an echo of 4 GiB that does not come", header(ECHO_RES, u32::MAX)),
         endless("a job of 4 GiB that comes", &header(JOB_ASSIGN_UNIQ, u32::MAX), vec![b'x'; 1 << 16]),
-        endless("a job of 4 GiB of NULs", &header(JOB_ASSIGN_UNIQ, u32::MAX), vec![0; 1 << 16]),
+        Case {
+            is_reported: false,
+            ..endless("a job of 4 GiB of NULs", &header(JOB_ASSIGN_UNIQ, u32::MAX), vec![0; 1 << 16])
+        },
         endless("a reply of 4 GiB that comes", &header(JOB_CREATED, u32::MAX), vec![b'x'; 1 << 16]),
         endless("an error of 4 GiB", &header(ERROR, u32::MAX), vec![b'x'; 1 << 16]),
         endless("random bytes", b"", random.bytes(1 << 16)),
@@ -77,7 +81,7 @@ fn cases() -> Vec<Case> {
         once("half a packet", assigned[..assigned.len() - 1].to_vec()),
         once("half a header", assigned[..7].to_vec()),
         once("a request", request(ECHO_REQ, &[b"x"])),
-        once("a reply without a body", response(JOB_CREATED, &[])),
+        harmless("a reply without a body", response(JOB_CREATED, &[])),
         once("an error without a body", response(ERROR, &[])),
         once("a job without arguments", response(JOB_ASSIGN_UNIQ, &[b"x"])),
         once("a job without a handle", response(JOB_ASSIGN_UNIQ, &[b"", QUEUE, b"", b"x"])),

@@ -60,6 +60,8 @@ pub struct Confirmer<'s> {
     events: Sender<Event>,
     current: Option<Batch>,
     refused: Vec<Refused>,
+    /// Answers to ECHO_REQ that came before the replies to what was submitted earlier.
+    echoes: usize,
     due: Due,
 }
 
@@ -83,7 +85,16 @@ impl<'s> Confirmer<'s> {
         submitted: Receiver<Batch>,
         events: Sender<Event>,
     ) -> Confirmer<'s> {
-        Confirmer { session, clock, submitted, events, current: None, refused: Vec::new(), due: Due::default() }
+        Confirmer {
+            session,
+            clock,
+            submitted,
+            events,
+            current: None,
+            refused: Vec::new(),
+            echoes: 0,
+            due: Due::default(),
+        }
     }
 
     /// Reads until the connection ends.
@@ -109,15 +120,26 @@ impl<'s> Confirmer<'s> {
                 Packet { kind: kind::JOB_CREATED, .. } => self.confirm()?,
                 Packet { kind: kind::ERROR, body } => self.refuse(error_code(body))?,
                 Packet { kind: kind::ECHO_RES, .. } => {
-                    self.acknowledge();
                     self.session.life.metrics.progressed();
-                    // It fails only when the submitter has ended.
-                    let _ = self.events.send(Event::Answered(std::mem::take(&mut self.refused)));
+                    self.echoes += 1;
                 }
                 Packet { kind, .. } => return Err(ProtocolError::Unexpected(kind).into()),
             }
+            // Servers answer in order, but nothing promises that they answer an ECHO_REQ in turn.
+            if self.echoes > 0 && self.is_all_replied() {
+                self.acknowledge();
+                for _ in 0..std::mem::take(&mut self.echoes) {
+                    // It fails only when the submitter has ended.
+                    let _ = self.events.send(Event::Answered(std::mem::take(&mut self.refused)));
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Whether no reply to a submission is owed. An ECHO_REQ is sent after the batches before it came here.
+    fn is_all_replied(&self) -> bool {
+        self.submitted.is_empty() && self.current.as_ref().is_none_or(|batch| batch.left().next().is_none())
     }
 
     /// The batch and the position in it of the job that this reply is for, and what is due.

@@ -424,7 +424,10 @@ impl Life {
             None => info!("forwarding {source} = {destination}"),
             Some(since) => {
                 let lasted = since.elapsed().as_secs_f32();
-                let waiting = match admin::queues(&server.host, server.port, &self.limits()) {
+                // The forward waits for this answer, and not every server knows the command.
+                let Limits { connect, answer } = self.limits();
+                let limits = Limits { connect: connect.min(WAITING_LIMIT), answer: answer.min(WAITING_LIMIT) };
+                let waiting = match admin::queues(&server.host, server.port, &limits) {
                     Ok(queues) => queues.get(queue).map_or(0, admin::QueueStatus::waiting).to_string(),
                     Err(_) => "an unknown number of".to_string(),
                 };
@@ -484,6 +487,9 @@ struct Session<'l> {
     spare: (Sender<Batch>, Receiver<Batch>),
     keeps_spare: AtomicBool,
 }
+
+/// How long a source may take to tell how many jobs wait there, before it is worked with again.
+const WAITING_LIMIT: Duration = Duration::from_secs(1);
 
 /// Emptied batches kept for the reader; more are under way only for a moment.
 const SPARE_BATCHES: usize = 8;

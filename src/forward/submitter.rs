@@ -433,9 +433,10 @@ impl<'s> Submitter<'s> {
         self.alone = Some(Alone::Begun);
         put_request(&mut self.out, kind::ECHO_REQ, &[b"?"]);
         line.clock.owe(1);
-        let written = self.write(line);
+        // Before the ECHO_REQ is written: its answer means nothing unless the confirmer knows of the job. Sending fails
+        // only when the confirmer has ended, and then writing fails or the answer doesn't come.
         let _ = line.submitted.send(copy);
-        written?;
+        self.write(line)?;
         self.alone = Some(Alone::Whole);
         let refused = line.answer(None)?.pop();
         self.alone = None;

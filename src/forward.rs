@@ -268,11 +268,12 @@ impl Life {
         let mut backoff = Backoff::new(timing.backoff, timing.longest_backoff);
         while !self.stop.is_set() {
             let began = Instant::now();
+            let taken = self.taken.load(Ordering::Relaxed);
             match self.session() {
                 End::Stopped => break,
                 End::Lost { server, error } => {
-                    // A session that worked for a while was no failed try.
-                    if began.elapsed() > timing.longest_backoff {
+                    // A session that delivered something, or went on for a while, was no failed try.
+                    if self.taken.load(Ordering::Relaxed) > taken || began.elapsed() > timing.longest_backoff {
                         backoff.reset();
                     }
                     let wait = backoff.next();

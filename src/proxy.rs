@@ -152,11 +152,18 @@ fn signals() -> io::Result<Receiver<i32>> {
 impl Proxy<'_> {
     fn start(&mut self) -> io::Result<()> {
         self.warn();
-        info!("gearman-proxy {} starts with {} forwards", env!("CARGO_PKG_VERSION"), self.config.forwards.len());
+        info!("gearman-proxy {} starts with {}", env!("CARGO_PKG_VERSION"), self.count());
         self.arrange_forwards(&self.settings.clone())?;
         self.start_status()?;
         self.notifier.ready(&self.summary());
         Ok(())
+    }
+
+    fn count(&self) -> String {
+        match self.config.forwards.len() {
+            1 => "1 forward".to_string(),
+            count => format!("{count} forwards"),
+        }
     }
 
     fn warn(&self) {
@@ -253,7 +260,7 @@ impl Proxy<'_> {
             error!("{error}");
         }
         self.log.set_level(log_level(self.cli, &self.config));
-        info!("reloading with {} forwards", self.config.forwards.len());
+        info!("reloading with {}", self.count());
         self.warn();
         if self.cli.pidfile.is_none() && former.pidfile != self.config.pidfile {
             match pidfile(self.cli, &self.config) {

@@ -32,6 +32,8 @@ pub struct Reader<'s> {
     /// When nothing more is waited for.
     deadline: Option<Instant>,
     heard: Instant,
+    /// A job that is too large is being read off.
+    discards: bool,
 }
 
 /// What stands at the end of the bytes that were read.
@@ -54,6 +56,7 @@ impl<'s> Reader<'s> {
             read_limit: session.life.settings.timing.answer,
             deadline: None,
             heard: Instant::now(),
+            discards: false,
         }
     }
 
@@ -230,11 +233,11 @@ impl<'s> Reader<'s> {
             Err(error) if is_timeout(&error) => {
                 let silent = self.heard.elapsed();
                 self.session.life.rejections.lock().report();
-                let probe = silent >= self.session.life.settings.timing.probe;
-                self.session.source.idle(probe, silent, limit)?;
-                if probe {
-                    self.heard = Instant::now();
+                if self.discards || self.end > 0 {
+                    // The answer to a probe would be taken for the rest of the packet.
+                    return if silent >= limit { Err(ConnectionError::NoAnswer(limit)) } else { Ok(0) };
                 }
+                self.session.source.idle(self.session.life.settings.timing.probe, silent, limit)?;
                 Ok(0)
             }
             Err(error) => Err(error.into()),
@@ -262,6 +265,7 @@ impl<'s> Reader<'s> {
     fn discard(&mut self, length: usize) -> Result<(), ConnectionError> {
         let total = HEADER_SIZE + length;
         let known = HEADER_SIZE + length.min(MAX_ARGUMENTS);
+        self.discards = true;
         if self.buffer.len() < known {
             self.buffer.resize(known, 0);
         }
@@ -283,6 +287,7 @@ impl<'s> Reader<'s> {
             self.end -= read_off;
             self.buffer.copy_within(read_off..read_off + self.end, 0);
         }
+        self.discards = false;
         let source = &self.session.source;
         source.lock().assigned(0);
         self.session.fail_too_large(&handle, size, 0);
@@ -290,10 +295,7 @@ impl<'s> Reader<'s> {
     }
 
     fn read_of_job(&mut self) -> Result<(), ConnectionError> {
-        let limit = self.session.life.settings.timing.discard;
-        if self.read(limit)? == 0 && self.heard.elapsed() >= limit {
-            return Err(ConnectionError::NoAnswer(limit));
-        }
+        self.read(self.session.life.settings.timing.discard)?;
         Ok(())
     }
 
@@ -314,7 +316,8 @@ impl<'s> Reader<'s> {
     }
 
     fn wait_for_answers(&mut self) -> Result<(), ConnectionError> {
-        self.deadline = Some(Instant::now() + self.session.life.settings.timing.farewell);
+        let least = Instant::now() + self.session.life.settings.timing.farewell;
+        self.deadline = self.session.life.stop_deadline().map(|at| at.max(least)).or(Some(least));
         loop {
             let Rest::Part { needed } = self.take(None)? else {
                 // Nobody waits for a job that is too large: it goes back.

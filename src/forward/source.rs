@@ -63,6 +63,8 @@ pub struct State {
     answers: u64,
     /// When `requests` last became more than `answers`.
     owed_since: Instant,
+    /// When jobs were last asked for.
+    grabbed: Instant,
     /// Acknowledged jobs that the source may not have heard of yet, each with the number of the first request after it.
     unproven: VecDeque<(u64, u128)>,
     /// Why writing failed.
@@ -89,6 +91,7 @@ impl Source {
                 requests: 0,
                 answers: 0,
                 owed_since: Instant::now(),
+                grabbed: Instant::now(),
                 unproven: VecDeque::new(),
                 broken: None,
             }),
@@ -177,17 +180,19 @@ impl Source {
         }
     }
 
-    /// To be called while nothing comes: finds a hung source, a lost wake-up and jobs whose time has come.
+    /// To be called while nothing comes: finds a hung source and, when jobs were not asked for during `probe`, a lost
+    /// wake-up and jobs whose time has come.
     ///
     /// # Errors
     /// The source has owed an answer for `limit`.
-    pub fn idle(&self, probe: bool, silent: Duration, limit: Duration) -> Result<(), ConnectionError> {
+    pub fn idle(&self, probe: Duration, silent: Duration, limit: Duration) -> Result<(), ConnectionError> {
         let mut state = self.state.lock();
         if state.requests > state.answers {
             let waited = silent.min(state.owed_since.elapsed());
             return if waited >= limit { Err(ConnectionError::NoAnswer(limit)) } else { Ok(()) };
         }
-        if probe {
+        if state.grabbed.elapsed() >= probe {
+            state.grabbed = Instant::now();
             match state.window.probe() {
                 Some(requests) => state.put(&requests),
                 None => state.put_echo(),
@@ -292,6 +297,9 @@ impl State {
             put_request(&mut self.out, kind::GRAB_JOB_UNIQ, &[]);
         }
         self.count_requests(requests.grabs);
+        if requests.grabs > 0 {
+            self.grabbed = Instant::now();
+        }
         if requests.sleep {
             put_request(&mut self.out, kind::PRE_SLEEP, &[]);
         }

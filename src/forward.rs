@@ -37,6 +37,7 @@ use crate::gearman::packet::Incoming;
 use crate::metrics::ForwardMetrics;
 use destination::Backoff;
 pub use gate::Gates;
+use gate::Stuck;
 use identity::Origin;
 use job::Batch;
 use latch::Latch;
@@ -347,8 +348,13 @@ impl Life {
     }
 
     fn open(&self, server: &Server, limits: &Limits) -> Result<Connection, ConnectionError> {
-        let _pass = self.settings.gates.pass(server, &self.stop);
-        Connection::open(&server.host, server.port, &client_id(&self.config.source), limits)
+        let pass = self.settings.gates.pass(server, &self.stop, limits.answer);
+        let pass = pass.map_err(|Stuck| ConnectionError::NoAnswer(limits.answer))?;
+        let connection = Connection::open(&server.host, server.port, &client_id(&self.config.source), limits)?;
+        if let Some(pass) = pass {
+            pass.answered();
+        }
+        Ok(connection)
     }
 
     /// A new connection to the destination, if it comes about `within` this time and the usual limits.

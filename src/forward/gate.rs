@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -24,9 +24,20 @@ pub struct Gates {
 
 #[derive(Debug, Default)]
 struct Gate {
-    passing: Mutex<usize>,
+    state: Mutex<State>,
     free: Condvar,
 }
+
+#[derive(Debug, Default)]
+struct State {
+    passing: usize,
+    /// When the server last answered one that passed.
+    answered: Option<Instant>,
+}
+
+/// Nobody who passed got an answer, for all the time that one waited.
+#[derive(Debug)]
+pub struct Stuck;
 
 /// A place in a gate, which is free again when this is dropped.
 #[derive(Debug)]
@@ -34,24 +45,38 @@ pub struct Pass(Arc<Gate>);
 
 impl Gates {
     /// Waits for a place to connect to `server`; with none when `stop` is set first, as then it hardly matters.
-    pub fn pass(&self, server: &Server, stop: &Latch) -> Option<Pass> {
+    ///
+    /// # Errors
+    /// The server has answered nobody for `limit`: it hangs, and who waits here should say so as those who passed do.
+    pub fn pass(&self, server: &Server, stop: &Latch, limit: Duration) -> Result<Option<Pass>, Stuck> {
         let gate = Arc::clone(self.servers.lock().entry(server.clone()).or_default());
-        let mut passing = gate.passing.lock();
-        while *passing >= AT_ONCE {
+        let mut state = gate.state.lock();
+        let begun = Instant::now();
+        while state.passing >= AT_ONCE {
             if stop.is_set() {
-                return None;
+                return Ok(None);
             }
-            gate.free.wait_for(&mut passing, LOOK);
+            if state.answered.map_or(begun, |at| at.max(begun)).elapsed() >= limit {
+                return Err(Stuck);
+            }
+            gate.free.wait_for(&mut state, LOOK);
         }
-        *passing += 1;
-        drop(passing);
-        Some(Pass(gate))
+        state.passing += 1;
+        drop(state);
+        Ok(Some(Pass(gate)))
+    }
+}
+
+impl Pass {
+    /// The server has answered.
+    pub fn answered(&self) {
+        self.0.state.lock().answered = Some(Instant::now());
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        *self.0.passing.lock() -= 1;
+        self.0.state.lock().passing -= 1;
         self.0.free.notify_one();
     }
 }
@@ -60,19 +85,43 @@ impl Drop for Pass {
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn server(port: u16) -> Server {
+        Server { host: "localhost".to_string(), port }
+    }
+
     #[test]
     fn only_a_few_pass_at_once_and_each_server_has_its_own_gate() {
         let (gates, stop) = (Gates::default(), Latch::default());
-        let server = |port| Server { host: "localhost".to_string(), port };
-        let mut passes: Vec<_> = (0..AT_ONCE).map(|_| gates.pass(&server(1), &stop).unwrap()).collect();
-        assert!(gates.pass(&server(2), &stop).is_some());
+        let pass = |port| gates.pass(&server(port), &stop, LONG).unwrap();
+        let mut passes: Vec<_> = (0..AT_ONCE).map(|_| pass(1).unwrap()).collect();
+        assert!(pass(2).is_some());
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| gates.pass(&server(1), &stop).is_some());
+            let waiter = scope.spawn(|| pass(1).is_some());
             passes.pop();
             assert!(waiter.join().unwrap());
         });
-        passes.extend(gates.pass(&server(1), &stop));
+        passes.extend(pass(1));
         stop.set();
-        assert!(gates.pass(&server(1), &stop).is_none(), "full, and nobody waits any more");
+        assert!(pass(1).is_none(), "full, and nobody waits any more");
+    }
+
+    #[test]
+    fn nobody_waits_longer_for_a_hung_server_than_those_who_passed() {
+        let (gates, stop, limit) = (Gates::default(), Latch::default(), Duration::from_millis(600));
+        let passes: Vec<_> = (0..AT_ONCE).map(|_| gates.pass(&server(1), &stop, limit).unwrap().unwrap()).collect();
+        let begun = Instant::now();
+        assert!(gates.pass(&server(1), &stop, limit).is_err());
+        assert!(begun.elapsed() >= limit);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| gates.pass(&server(1), &stop, limit));
+            std::thread::sleep(limit / 2);
+            let begun = Instant::now();
+            // It only has much to do.
+            passes[0].answered();
+            assert!(waiter.join().unwrap().is_err());
+            assert!(begun.elapsed() >= limit);
+        });
     }
 }

@@ -39,7 +39,8 @@ fn run(cli: &Cli) -> u8 {
             print(&config.table())
         }),
         Action::Try(address) => with_config(cli, |config| {
-            trial::run(&config, address, &mut io::stdin(), &mut io::stdout()).unwrap_or_else(|error| fail(&error))
+            trial::run(&config, address, &mut io::stdin(), &mut io::stdout(), &mut io::stderr())
+                .unwrap_or_else(|error| fail(&error))
         }),
         Action::Top { once } => {
             with_config(cli, |config| top::run(&config, *once, &mut io::stdout()).unwrap_or_else(|error| fail(&error)))

@@ -12,21 +12,27 @@ const MAX_SHOWN: usize = 4096;
 const MAX_MATCH_SHOWN: usize = 200;
 
 /// Runs the stages of the forward from `address` on `input` and tells every step. The exit status: 0, 1 when the job is
-/// undeliverable, 2 when there is no such forward.
+/// undeliverable, 2 when there is no such forward, which is told by `errors`.
 ///
 /// # Errors
 /// The input can't be read or the output not written.
-pub fn run(config: &Config, address: &str, input: &mut impl Read, out: &mut impl Write) -> io::Result<u8> {
+pub fn run(
+    config: &Config,
+    address: &str,
+    input: &mut impl Read,
+    out: &mut impl Write,
+    errors: &mut impl Write,
+) -> io::Result<u8> {
     let forward = match Address::parse(address) {
         Ok(address) => config.forwards.iter().find(|forward| forward.source == address),
         Err(error) => {
-            writeln!(out, "{}: {error}", escaped(address.as_bytes()))?;
-            return known(config, out);
+            writeln!(errors, "{}: {error}", escaped(address.as_bytes()))?;
+            return known(config, errors);
         }
     };
     let Some(forward) = forward else {
-        writeln!(out, "no forward takes jobs from {}", escaped(address.as_bytes()))?;
-        return known(config, out);
+        writeln!(errors, "no forward takes jobs from {}", escaped(address.as_bytes()))?;
+        return known(config, errors);
     };
     let mut data = Vec::new();
     input.read_to_end(&mut data)?;
@@ -179,8 +185,11 @@ mod tests {
     }
 
     fn tried(config: &Config, address: &str, payload: &[u8]) -> (u8, String) {
-        let mut out = Vec::new();
-        let status = run(config, address, &mut &payload[..], &mut out).unwrap();
+        let (mut out, mut errors) = (Vec::new(), Vec::new());
+        let status = run(config, address, &mut &payload[..], &mut out, &mut errors).unwrap();
+        assert_eq!(out.is_empty(), status == 2, "what is wrong with the command goes where errors go");
+        assert_eq!(errors.is_empty(), status != 2);
+        out.extend(errors);
         (status, String::from_utf8(out).unwrap())
     }
 

@@ -145,6 +145,7 @@ struct Life {
     /// When the destination first refused a job as its queue was full, while none was taken since.
     full_since: Mutex<Option<Instant>>,
     rejections: Mutex<Rejections>,
+    odd_ids: Mutex<Rejections>,
     stop: Latch,
     stopped_at: Mutex<Option<Instant>>,
     /// The session's source connection, for waking its reader.
@@ -186,7 +187,8 @@ impl Forward {
             suspicious: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             full_since: Mutex::default(),
-            rejections: Mutex::default(),
+            rejections: Mutex::new(Rejections::new("undeliverable jobs")),
+            odd_ids: Mutex::new(Rejections::new("unique ids")),
             stop: Latch::default(),
             stopped_at: Mutex::default(),
             source: Mutex::default(),
@@ -292,7 +294,13 @@ impl Life {
                 }
             }
         }
+        self.report_the_rest();
+    }
+
+    /// Tells how many messages were held back since there were too many.
+    fn report_the_rest(&self) {
         self.rejections.lock().report();
+        self.odd_ids.lock().report();
     }
 
     /// Connects both servers, relays until something ends it.

@@ -232,7 +232,7 @@ impl<'s> Reader<'s> {
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
             Err(error) if is_timeout(&error) => {
                 let silent = self.heard.elapsed();
-                self.session.life.rejections.lock().report();
+                self.session.life.report_the_rest();
                 if self.discards || self.end > 0 {
                     // The answer to a probe would be taken for the rest of the packet.
                     return if silent >= limit { Err(ConnectionError::NoAnswer(limit)) } else { Ok(0) };

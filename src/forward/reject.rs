@@ -26,14 +26,20 @@ const REJECTED_AT_ONCE: usize = 256;
 /// The longest reply to a submission, bytes.
 const MAX_REPLY: usize = 4 << 10;
 
-/// Reports undeliverable jobs, at most a line a second.
-#[derive(Debug, Default)]
+/// Reports undeliverable jobs or the like, at most a line a second.
+#[derive(Debug)]
 pub struct Rejections {
+    about: &'static str,
     last: Option<Instant>,
     more: u64,
 }
 
 impl Rejections {
+    /// Nothing was reported yet; the lines that were counted only are said to be `about` this.
+    pub fn new(about: &'static str) -> Rejections {
+        Rejections { about, last: None, more: 0 }
+    }
+
     /// Reports it now, or counts it for a later line.
     pub fn note(&mut self, what: fmt::Arguments<'_>) {
         if self.last.is_some_and(|last| last.elapsed() < REPORT_EVERY) {
@@ -49,7 +55,7 @@ impl Rejections {
     pub fn report(&mut self) {
         match std::mem::take(&mut self.more) {
             0 => {}
-            more => warn!("{more} more messages of this kind about undeliverable jobs"),
+            more => warn!("{more} more messages of this kind about {}", self.about),
         }
     }
 }

@@ -376,7 +376,7 @@ impl<'s> Submitter<'s> {
                 }
             };
             if let Some(warning) = staged.warning {
-                life.rejections.lock().note(format_args!("uniq_callback of {}: {warning}", life.config.source));
+                life.odd_ids.lock().note(format_args!("uniq_callback of {}: {warning}", life.config.source));
             }
             let unique = match staged.unique {
                 Some(unique) => unique,

@@ -29,8 +29,8 @@ pub struct Reader<'s> {
     end: usize,
     read_size: usize,
     read_limit: Duration,
-    /// When nothing more is waited for.
-    deadline: Option<Instant>,
+    /// When the answer to the last ECHO_REQ is waited for no longer.
+    farewell: Option<Instant>,
     heard: Instant,
     /// A job that is too large is being read off.
     discards: bool,
@@ -54,13 +54,13 @@ impl<'s> Reader<'s> {
             buffer,
             read_size: SMALLEST_READ,
             read_limit: session.life.settings.timing.answer,
-            deadline: None,
+            farewell: None,
             heard: Instant::now(),
             discards: false,
         }
     }
 
-    /// Reads until the session is over or, when the forward stops, every grab was answered.
+    /// Reads until the session is over or, when the forward stops, every grab was answered or the time for that is up.
     pub fn run(&mut self, jobs: &Sender<Batch>) {
         if let Err(error) = self.relay(jobs) {
             let server = self.session.life.config.source.server.clone();
@@ -73,7 +73,6 @@ impl<'s> Reader<'s> {
     fn relay(&mut self, jobs: &Sender<Batch>) -> Result<(), ConnectionError> {
         loop {
             let rest = self.take(Some(jobs))?;
-            self.deadline = self.session.life.stop_deadline();
             if self.session.is_over() || self.is_stopped() {
                 return Ok(());
             }
@@ -85,7 +84,17 @@ impl<'s> Reader<'s> {
     }
 
     fn is_stopped(&self) -> bool {
-        self.session.life.stop.is_set() && self.session.source.lock().window.on_wire() == 0
+        let answered = || self.session.source.lock().window.on_wire() == 0;
+        self.session.life.stop.is_set() && (answered() || self.is_late())
+    }
+
+    /// When nothing more is waited for. A stop may set it at any time.
+    fn deadline(&self) -> Option<Instant> {
+        self.farewell.or_else(|| self.session.life.stop_deadline())
+    }
+
+    fn is_late(&self) -> bool {
+        self.deadline().is_some_and(|at| at <= Instant::now())
     }
 
     /// Takes the whole packets that were read. Without `jobs`, those that come go back to the source.
@@ -196,7 +205,7 @@ impl<'s> Reader<'s> {
         let more = needed.saturating_sub(self.end);
         while !self.session.source.wait_for_room(more, Duration::from_millis(100)) {
             self.heard = Instant::now();
-            if self.session.is_over() || self.deadline.is_some_and(|at| at <= Instant::now()) {
+            if self.session.is_over() || self.is_late() {
                 return Ok(());
             }
         }
@@ -247,7 +256,7 @@ impl<'s> Reader<'s> {
     /// A read that has a deadline waits no longer.
     fn limit_read(&mut self) -> Result<(), ConnectionError> {
         let timing = &self.session.life.settings.timing;
-        let limit = match self.deadline {
+        let limit = match self.deadline() {
             None => timing.answer,
             Some(deadline) => deadline.saturating_duration_since(Instant::now()),
         };
@@ -317,7 +326,7 @@ impl<'s> Reader<'s> {
 
     fn wait_for_answers(&mut self) -> Result<(), ConnectionError> {
         let least = Instant::now() + self.session.life.settings.timing.farewell;
-        self.deadline = self.session.life.stop_deadline().map(|at| at.max(least)).or(Some(least));
+        self.farewell = Some(self.session.life.stop_deadline().map_or(least, |at| at.max(least)));
         loop {
             let Rest::Part { needed } = self.take(None)? else {
                 // Nobody waits for a job that is too large: it goes back.

@@ -12,7 +12,7 @@ use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
 use gearman_proxy::forward::{Forward, Settings, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
 use gearman_proxy::stages::Stages;
-use support::peer::{ECHO_REQ, ECHO_RES, ERROR, JOB_CREATED};
+use support::peer::{ECHO_REQ, ECHO_RES, ERROR, JOB_CREATED, OPTION_REQ, OPTION_RES, WORK_COMPLETE};
 use support::{Gearmand, PATIENCE, Queue, free_port, loopback, wait_for};
 
 const SET_CLIENT_ID: u32 = 22;
@@ -77,6 +77,15 @@ impl Destination {
         line.echo();
         line
     }
+
+    /// The same of a synchronous forward.
+    fn accept_with_exceptions(&self) -> Line {
+        let mut line = self.accept();
+        assert_eq!(line.request().0, OPTION_REQ);
+        line.reply(OPTION_RES, b"exceptions");
+        line.echo();
+        line
+    }
 }
 
 impl Line {
@@ -126,6 +135,36 @@ fn it_stops_in_time_though_there_is_no_room_for_the_jobs_on_their_way() {
     assert_eq!(forward.metrics().held(), 2);
     stop(forward);
     wait_for("all have gone back", || source.status("work") == Queue { total: 4, running: 0, workers: 0 });
+}
+
+#[test]
+fn a_taken_synchronous_job_ends_the_trouble_before_it() {
+    let (source, destination) = (Gearmand::start(), Destination::listen());
+    let timing = Timing { release: Duration::from_secs(2), job_probe: Duration::from_millis(100), ..Timing::default() };
+    let forward = start(source.address(), destination.address(), false, timing);
+    let mut first = destination.accept_with_exceptions();
+    source.wait_for_workers("work", 1);
+    let before = source.connections();
+    let mut client = source.client();
+    client.submit("work", b"", b"data");
+    first.submission();
+    drop(first);
+    let mut second = destination.accept_with_exceptions();
+    second.submission();
+    second.reply(JOB_CREATED, b"H:x:1");
+    // It works for longer than a trouble may last.
+    let probes = timing.release.as_millis() / timing.job_probe.as_millis();
+    (0..probes + 5).for_each(|_| second.echo());
+    drop(second);
+    let mut third = destination.accept_with_exceptions();
+    third.submission();
+    third.reply(JOB_CREATED, b"H:x:2");
+    third.reply(WORK_COMPLETE, b"H:x:2\0result");
+    assert_eq!(client.receive().after_handle(), b"result");
+    let mut now = source.connections();
+    now.retain(|port| before.contains(port));
+    assert_eq!(now, before, "the source was left");
+    stop(forward);
 }
 
 #[test]

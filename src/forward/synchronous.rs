@@ -159,6 +159,9 @@ impl<'s> Submitter<'s> {
             let _ = stream.shutdown(Shutdown::Both);
             (outcome, join(thread))
         });
+        if clock.taken() > 0 {
+            self.recovery.worked();
+        }
         let outcome = match outcome {
             Err(Lost::Reading) => Err(Lost::Writing(read)),
             other => other,
@@ -385,10 +388,12 @@ impl Replier<'_> {
             match packet.kind {
                 kind::JOB_CREATED => {
                     self.answered(&packet)?;
-                    self.session.life.metrics.progressed();
                     if let Some(expected) = &mut *self.expected.lock() {
                         expected.remote_handle = Some(packet.body.to_vec());
                     }
+                    // Its end may be far away: what was wrong with the destination has passed now.
+                    self.clock.count_taken(1);
+                    self.session.taken(1);
                 }
                 kind::ECHO_RES => {
                     self.answered(&packet)?;
@@ -413,7 +418,6 @@ impl Replier<'_> {
                         );
                         self.session.life.metrics.delivered(1, expected.bytes_in, expected.bytes_out);
                         self.session.source.finish(&pass(&expected.handle, &packet), expected.held);
-                        self.session.taken(1);
                         let _ = self.events.send(Event::Ended);
                     }
                 }

@@ -619,7 +619,7 @@ impl<'l> Session<'l> {
     fn taken(&self, jobs: u64) {
         self.life.taken.fetch_add(jobs, Ordering::Relaxed);
         self.life.metrics.progressed();
-        if self.troubled.load(Ordering::Relaxed) && self.troubled.swap(false, Ordering::Relaxed) {
+        if self.troubled.load(Ordering::Relaxed) && self.troubled.swap(false, Ordering::AcqRel) {
             if self.life.full_since.lock().take().is_some() {
                 let mut state = self.source.lock();
                 state.window.set_prefetch(self.life.config.prefetch);
@@ -631,8 +631,10 @@ impl<'l> Session<'l> {
 
     /// The destination's queue is full; since when.
     fn full(&self) -> Instant {
-        self.troubled.store(true, Ordering::Relaxed);
-        *self.life.full_since.lock().get_or_insert_with(Instant::now)
+        let since = *self.life.full_since.lock().get_or_insert_with(Instant::now);
+        // Afterwards: else a job that is taken just now would find nothing to end, and none after it would look again.
+        self.troubled.store(true, Ordering::Release);
+        since
     }
 
     /// A server can't be worked with. If it is the destination's, a job that it takes ends that.

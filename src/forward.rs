@@ -624,6 +624,7 @@ impl<'l> Session<'l> {
                 let mut state = self.source.lock();
                 state.window.set_prefetch(self.life.config.prefetch);
                 self.source.send_due(&mut state);
+                self.source.unlock(state);
             }
             self.life.recovered(&self.life.config.destination.server);
         }

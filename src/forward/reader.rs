@@ -231,6 +231,8 @@ impl<'s> Reader<'s> {
     /// source owes something.
     fn read(&mut self, limit: Duration) -> Result<usize, ConnectionError> {
         self.limit_read()?;
+        // A stop may have come while this thread had the lock.
+        self.session.source.wake_if_asked();
         match self.session.source.stream().read(&mut self.buffer[self.end..]) {
             Ok(0) => Err(ConnectionError::Closed),
             Ok(count) => {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -46,6 +46,8 @@ pub struct Source {
     state: Mutex<State>,
     /// Signalled when held jobs were released.
     room: Condvar,
+    /// The reader is to be woken by whoever has the lock.
+    wake: AtomicBool,
     budget: Arc<Budget>,
     metrics: Arc<ForwardMetrics>,
 }
@@ -96,6 +98,7 @@ impl Source {
                 broken: None,
             }),
             room: Condvar::new(),
+            wake: AtomicBool::new(false),
             budget,
             metrics,
         })
@@ -142,20 +145,21 @@ impl Source {
         state.out.extend_from_slice(packets);
         let request = state.requests;
         state.unproven.extend(keys.iter().map(|&key| (request, key)));
-        self.release(&mut state, keys.len(), size);
+        self.release(state, keys.len(), size);
     }
 
     /// Ends a job of `size` bytes by `packets`, without keeping books of it.
     pub fn finish(&self, packets: &[u8], size: usize) {
         let mut state = self.state.lock();
         state.out.extend_from_slice(packets);
-        self.release(&mut state, 1, size);
+        self.release(state, 1, size);
     }
 
-    fn release(&self, state: &mut State, jobs: usize, size: usize) {
+    fn release(&self, mut state: MutexGuard<'_, State>, jobs: usize, size: usize) {
         state.window.released(jobs, size, Instant::now());
-        self.send_due(state);
+        self.send_due(&mut state);
         self.room.notify_one();
+        self.unlock(state);
     }
 
     /// Sends packets that neither take nor end a job.
@@ -163,6 +167,7 @@ impl Source {
         let mut state = self.state.lock();
         state.out.extend_from_slice(packets);
         self.send(&mut state);
+        self.unlock(state);
     }
 
     /// Sends an ECHO_REQ: its answer wakes the reader, and proves that all acknowledgements before it were heard.
@@ -170,11 +175,29 @@ impl Source {
         let mut state = self.state.lock();
         state.put_echo();
         self.send(&mut state);
+        self.unlock(state);
     }
 
-    /// Wakes the reader without waiting: where somebody is writing just now, the answers will.
+    /// Wakes the reader without waiting: a thread that is writing just now does it afterwards.
     pub fn wake(&self) {
-        if let Some(mut state) = self.state.try_lock() {
+        self.wake.store(true, Ordering::Relaxed);
+        self.wake_if_asked();
+    }
+
+    /// Gives the lock back. What was asked of its holder meanwhile is done then.
+    pub fn unlock(&self, state: MutexGuard<'_, State>) {
+        drop(state);
+        self.wake_if_asked();
+    }
+
+    /// To be called after whatever has held the lock.
+    pub fn wake_if_asked(&self) {
+        // Either we see that it was asked, or who asks sees that the lock is free.
+        fence(Ordering::SeqCst);
+        if self.wake.load(Ordering::Relaxed)
+            && let Some(mut state) = self.state.try_lock()
+            && self.wake.swap(false, Ordering::Relaxed)
+        {
             state.put_echo();
             self.send(&mut state);
         }
@@ -308,5 +331,56 @@ impl State {
     fn put_echo(&mut self) {
         put_request(&mut self.out, kind::ECHO_REQ, &[b"?"]);
         self.count_requests(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::config::{Address, ForwardConfig, Place, Priority, Server};
+    use crate::stages::Stages;
+
+    fn metrics() -> Arc<ForwardMetrics> {
+        let address =
+            |queue: &str| Address { server: Server { host: "h".to_string(), port: 1 }, queue: queue.to_string() };
+        Arc::new(ForwardMetrics::new(&ForwardConfig {
+            place: Place { file: Arc::new("test".into()), line: 1 },
+            source: address("a"),
+            destination: address("b"),
+            stages: Stages::default(),
+            asynchronous: true,
+            workers: 1,
+            prefetch: 1,
+            priority: Priority::Normal,
+            timeout: None,
+            reject_queue: None,
+        }))
+    }
+
+    #[test]
+    fn who_writes_while_the_reader_shall_wake_wakes_it_afterwards() {
+        const SIZE: usize = 16 << 20;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut peer = listener.accept().unwrap().0;
+        let source = Source::new(stream, 1, Arc::default(), metrics(), Duration::from_secs(60)).unwrap();
+        thread::scope(|scope| {
+            // More than the socket takes.
+            scope.spawn(|| source.pass(&vec![b'x'; SIZE]));
+            while source.state.try_lock().is_some() {
+                thread::yield_now();
+            }
+            source.wake();
+            let mut written = vec![0; SIZE + 13];
+            peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            peer.read_exact(&mut written).unwrap();
+            let mut echo = Vec::new();
+            put_request(&mut echo, kind::ECHO_REQ, &[b"?"]);
+            assert!(written[SIZE..] == echo[..]);
+        });
     }
 }

@@ -25,8 +25,9 @@ const JOBS_PER_MILLISECOND: usize = 150;
 /// would slow down all others.
 const RESERVED_BYTES: usize = 256 << 10;
 
-/// NOOPs that may come without a job before the source counts as broken: gearmand sends one for a PRE_SLEEP.
-const MAX_IDLE_NOOPS: u32 = 1000;
+/// NOOPs that may come without a PRE_SLEEP before them and a job after before the source counts as broken. One for a
+/// PRE_SLEEP is right, whoever got the job.
+const MAX_STRAY_NOOPS: u32 = 1000;
 
 /// NOOPs in a row after which the grabs that answer them are delayed: another worker is faster, or the server is odd.
 const PATIENT_NOOPS: u32 = 8;
@@ -60,6 +61,7 @@ pub struct Window {
     /// No more grabs: the forward stops.
     closed: bool,
     idle_noops: u32,
+    stray_noops: u32,
     /// When the first grab was sent after nothing was asked for or held, while its job is not acknowledged.
     asked_at: Option<Instant>,
     /// What a job took from its grab to its acknowledgement, the last time that nothing else was under way.
@@ -81,6 +83,7 @@ impl Window {
             asleep: false,
             closed: false,
             idle_noops: 0,
+            stray_noops: 0,
             asked_at: None,
             distance: Duration::ZERO,
         }
@@ -99,6 +102,7 @@ impl Window {
         self.held_bytes += bytes;
         self.average = if self.average == 0 { bytes } else { (self.average * 7 + bytes) / 8 };
         self.idle_noops = 0;
+        self.stray_noops = 0;
         if !self.drained {
             self.ask = (self.ask + GROWTH).min(self.size());
         }
@@ -111,14 +115,16 @@ impl Window {
         self.ask = FIRST_GRABS;
     }
 
-    /// The source has jobs for a sleeping worker. `false` when it has said so endlessly without giving one.
+    /// The source has jobs for a sleeping worker. `false` when it has said so endlessly to one that did not sleep.
     pub fn noop(&mut self) -> bool {
-        self.idle_noops += 1;
+        self.idle_noops = self.idle_noops.saturating_add(1);
         if self.asleep {
             self.asleep = false;
             self.drained = false;
+        } else {
+            self.stray_noops += 1;
         }
-        self.idle_noops <= MAX_IDLE_NOOPS
+        self.stray_noops <= MAX_STRAY_NOOPS
     }
 
     /// How long to wait before NOOPs that brought no job are answered, milliseconds.
@@ -300,23 +306,37 @@ mod tests {
         assert_eq!(grabs(&mut window), 0);
     }
 
+    /// As when another worker is faster: all answers are NO_JOB, then it sleeps.
+    fn go_without(window: &mut Window) {
+        grabs(window);
+        while window.on_wire() > 0 {
+            window.no_job();
+        }
+        assert!(due(window).sleep);
+    }
+
     #[test]
-    fn noops_without_jobs_are_answered_later_and_later_and_end_the_connection_at_last() {
+    fn noops_without_jobs_are_answered_later_and_later() {
         let mut window = Window::new(100, usize::MAX);
         let mut waits = Vec::new();
         for _ in 0..20 {
-            grabs(&mut window);
-            while window.on_wire() > 0 {
-                window.no_job();
-            }
-            due(&mut window);
+            go_without(&mut window);
             assert!(window.noop());
             waits.push(window.patience());
         }
         assert_eq!(waits[..7], [0; 7]);
         assert_eq!(waits[7..12], [1, 2, 4, 8, 16]);
         assert_eq!(waits.last(), Some(&1000));
-        assert!((0..2000).any(|_| !window.noop()));
+    }
+
+    #[test]
+    fn noops_end_the_connection_where_they_are_endless_and_not_where_another_worker_is_faster() {
+        let mut window = Window::new(100, usize::MAX);
+        for _ in 0..10 * MAX_STRAY_NOOPS {
+            go_without(&mut window);
+            assert!(window.noop());
+        }
+        assert!((0..2 * MAX_STRAY_NOOPS).any(|_| !window.noop()));
     }
 
     #[test]

@@ -404,13 +404,13 @@ fn unknown_keys_name_the_nearest_known_one() {
     let checked = folder.check(&["f"]);
     let mask = "********";
     let expected = format!(
-        "f:2: `workers` is no known key; the nearest is `worker`\n    workers = {mask}\n    ^\n\
-         f:3: `statusQueue` is no known key; the nearest is `statusqueue`\n    statusQueue = {mask}\n    ^\n\
-         f:4: `zzz` is no known key; there are logfile, debug, pidfile, max_job_size, statusqueue, decrypt, encrypt, \
+        "f:2: unknown key `workers`; the nearest known one is `worker`\n    workers = {mask}\n    ^\n\
+         f:3: unknown key `statusQueue`; the nearest known one is `statusqueue`\n    statusQueue = {mask}\n    ^\n\
+         f:4: unknown key `zzz`; the known ones are logfile, debug, pidfile, max_job_size, statusqueue, decrypt, encrypt, \
          data_callback, uniq_callback, async, worker, prefetch, priority, timeout, reject_queue\n    zzz = {mask}\n    ^\n\
-         f:5: `remoteQueue` is no key here: the destination stands in the forward's own line, SOURCE = DESTINATION\n    \
+         f:5: unknown key `remoteQueue`: the destination stands in the forward's own line, SOURCE = DESTINATION\n    \
          remoteQueue = {mask}\n    ^\n\
-         f:6: `h:1` is no known key; if it should be a forward, its queue is missing: HOST:PORT/QUEUE\n    \
+         f:6: unknown key `h:1`; if it should be a forward, its queue is missing: HOST:PORT/QUEUE\n    \
          h:1 = {mask}\n    ^\n"
     );
     assert_eq!((checked.status, checked.stderr), (2, expected));
@@ -440,7 +440,7 @@ fn the_options_under_a_broken_forward_are_not_the_forwards_above() {
 
 #[test]
 fn a_forward_option_needs_a_forward_above_it_in_the_same_file() {
-    let reason = "`worker` is a forward's option: it stands under a line `SOURCE = DESTINATION` of the same file";
+    let reason = "`worker` is a forward's option and stands before any forward: it belongs under a line `SOURCE = DESTINATION` of the same file";
     refused("debug = 1\n@worker = 2\nh/a = h/b\n", reason);
     let folder = Folder::with(&[("1", "h/a = h/b\n"), ("2", "worker = 2\n")]);
     assert_eq!(folder.check(&["1", "2"]).errors(), [format!("2:1: {reason}")]);
@@ -448,11 +448,11 @@ fn a_forward_option_needs_a_forward_above_it_in_the_same_file() {
 
 #[test]
 fn an_option_is_given_once() {
-    refused("h/a = h/b\nworker = 1\n@worker = 1\n", "`worker` stands at f:2 already: it is given once");
-    refused("debug = 1\nh/a = h/b\n@debug = 1\n", "`debug` stands at f:1 already: it is given once");
+    refused("h/a = h/b\nworker = 1\n@worker = 1\n", "`worker` is given twice, first at f:2");
+    refused("debug = 1\nh/a = h/b\n@debug = 1\n", "`debug` is given twice, first at f:1");
     accepted("h/a = h/b\nworker = 1\nh/c = h/d\nworker = 1\ndata_callback = s/a/b/\ndata_callback = s/a/b/\n");
     let folder = Folder::with(&[("1", "debug = 0\nh/a = h/b\n"), ("2", "debug = 0\n")]);
-    assert_eq!(folder.check(&["1", "2"]).errors(), ["2:1: `debug` stands at 1:1 already: it is given once"]);
+    assert_eq!(folder.check(&["1", "2"]).errors(), ["2:1: `debug` is given twice, first at 1:1"]);
 }
 
 #[test]
@@ -467,11 +467,11 @@ fn an_option_of_the_other_kind_of_forward() {
 
 #[test]
 fn a_forward_given_twice_names_the_first_place() {
-    let reason = "a forward from h:4730/a stands at f:1 already: a queue has one forward";
+    let reason = "a forward from h:4730/a is given twice, first at f:1: a queue has one forward";
     refused("h/a = h/b\n@h/a = h/c\n", reason);
     refused("$h = H:4730\n@$h/a = h/c\n".replace("$h = H:4730\n", "h/a = h/b\n$h = H:4730\n").as_str(), reason);
     let folder = Folder::with(&[("1", "\nh/a = h/b\n"), ("2", "H:4730/a = h/c\n")]);
-    let reason = "2:1: a forward from h:4730/a stands at 1:2 already: a queue has one forward";
+    let reason = "2:1: a forward from h:4730/a is given twice, first at 1:2: a queue has one forward";
     assert_eq!(folder.check(&["1", "2"]).errors(), [reason]);
     accepted("h/a = h/b\nh/A = h/b\nh:4731/a = h/b\n");
 }

@@ -316,7 +316,8 @@ impl Parser {
         if let Some(source) = &source {
             match self.sources.get(source) {
                 Some(first) => {
-                    let message = format!("a forward from {source} stands at {first} already: a queue has one forward");
+                    let message =
+                        format!("a forward from {source} is given twice, first at {first}: a queue has one forward");
                     self.wrong(spot, message);
                 }
                 None => {
@@ -340,7 +341,7 @@ impl Parser {
             }
             _ => {
                 let message = format!(
-                    "`{}` is a forward's option: it stands under a line `SOURCE = DESTINATION` of the same file",
+                    "`{}` is a forward's option and stands before any forward: it belongs under a line `SOURCE = DESTINATION` of the same file",
                     key.name()
                 );
                 return self.wrong(spot, message);
@@ -348,7 +349,7 @@ impl Parser {
         };
         match given.iter().find(|(given, _)| *given == key) {
             Some((_, first)) if !key.may_repeat() => {
-                let message = format!("`{}` stands at {} already: it is given once", key.name(), first.place());
+                let message = format!("`{}` is given twice, first at {}", key.name(), first.place());
                 return self.wrong(spot, message);
             }
             Some(_) => {}
@@ -704,18 +705,16 @@ fn unknown(key: &str) -> String {
     let shown = quoted(key);
     // An option of the Perl script that has no equal here.
     if key.trim_matches(['"', '\'']).eq_ignore_ascii_case("remoteQueue") {
-        return format!(
-            "{shown} is no key here: the destination stands in the forward's own line, SOURCE = DESTINATION"
-        );
+        return format!("unknown key {shown}: the destination stands in the forward's own line, SOURCE = DESTINATION");
     }
     match keys::nearest(key) {
-        Some(near) => format!("{shown} is no known key; the nearest is `{}`", near.name()),
+        Some(near) => format!("unknown key {shown}; the nearest known one is `{}`", near.name()),
         None if key.contains(':') => {
-            format!("{shown} is no known key; if it should be a forward, its queue is missing: HOST:PORT/QUEUE")
+            format!("unknown key {shown}; if it should be a forward, its queue is missing: HOST:PORT/QUEUE")
         }
         None => {
             let names: Vec<&str> = keys::KEYS.iter().map(|entry| entry.name).collect();
-            format!("{shown} is no known key; there are {}", names.join(", "))
+            format!("unknown key {shown}; the known ones are {}", names.join(", "))
         }
     }
 }

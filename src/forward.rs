@@ -219,6 +219,13 @@ impl Forward {
         }
     }
 
+    /// Ends it without waiting for its source any longer: what is not acknowledged goes back.
+    pub fn abandon(&self) {
+        if let Some(source) = &*self.life.source.lock() {
+            source.shut_down();
+        }
+    }
+
     /// Whether it has ended.
     pub fn is_finished(&self) -> bool {
         self.reader.is_finished()

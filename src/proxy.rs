@@ -20,8 +20,8 @@ use crate::notify::Notifier;
 use crate::pidfile::{PidFile, PidFileError};
 use crate::status::{self, Snapshot, StatusWorker};
 
-/// After the time that forwards have to stop, they are given this much to say goodbye.
-const STOP_GRACE: Duration = Duration::from_secs(3);
+/// After the time that forwards have to stop and to say goodbye, those whose source hangs are given this much.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// Between looks at whether the forwards have stopped.
 const STOP_LOOK: Duration = Duration::from_millis(10);
@@ -283,9 +283,12 @@ impl Proxy<'_> {
         self.notifier.stopping();
         self.forwards.iter().for_each(Forward::stop);
         let began = Instant::now();
-        let deadline = began + self.settings.timing.stop + STOP_GRACE;
+        let last = began + self.settings.timing.stop + self.settings.timing.farewell;
         let mut left: Vec<Forward> = self.forwards.drain(..).chain(self.leaving.drain(..)).collect();
-        while !left.is_empty() && Instant::now() < deadline {
+        while !left.is_empty() && Instant::now() < last + STOP_GRACE {
+            if Instant::now() >= last {
+                left.iter().for_each(Forward::abandon);
+            }
             match signals.recv_timeout(STOP_LOOK) {
                 Ok(SIGTERM | SIGINT) if began.elapsed() > SAME_SIGNAL => return Err(ProxyError::Interrupted),
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}

@@ -86,7 +86,8 @@ struct Proxy<'c> {
     metrics: Arc<Metrics>,
     /// In the order of the configuration.
     forwards: Vec<Forward>,
-    /// Stopping, and no longer in the configuration.
+    /// Stopping or stopped, and no longer in the configuration; which jobs it has delivered is known to the one that comes
+    /// back for its source.
     leaving: Vec<Forward>,
     status: Option<StatusWorker>,
     notifier: Notifier,
@@ -197,23 +198,19 @@ impl Proxy<'_> {
             arranged.push(unchanged.and_then(Option::take));
         }
         running.iter().flatten().for_each(Forward::stop);
+        self.leaving.extend(running.into_iter().flatten());
         for (config, forward) in self.config.forwards.iter().zip(arranged) {
             let forward = match forward {
                 Some(unchanged) => unchanged,
                 None => {
-                    let predecessor = running
-                        .iter_mut()
-                        .find(|forward| {
-                            forward.as_ref().is_some_and(|forward| forward.metrics().config.source == config.source)
-                        })
-                        .and_then(Option::take);
+                    let predecessor =
+                        self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
+                    let predecessor = predecessor.map(|position| self.leaving.remove(position));
                     Forward::start(self.settings.clone(), Arc::new(ForwardMetrics::new(config)), predecessor)?
                 }
             };
             self.forwards.push(forward);
         }
-        self.leaving.retain(|forward| !forward.is_finished());
-        self.leaving.extend(running.into_iter().flatten());
         self.metrics.set_forwards(self.forwards.iter().map(|forward| Arc::clone(forward.metrics())).collect());
         Ok(())
     }

@@ -150,6 +150,34 @@ fn hup_restarts_what_changed_and_leaves_the_rest_alone() {
 }
 
 #[test]
+fn a_forward_that_comes_back_by_hup_knows_what_was_delivered() {
+    let two = Two::start();
+    let line = Relay::to(two.here[0].address());
+    let coming_back = format!("{} = {}\n", line.queue("work"), two.there[0].queue("work"));
+    let staying = two.forward(1, "");
+    let proxy = Proxy::start(&format!("{coming_back}{staying}"));
+    two.here[0].wait_for_workers("work", 1);
+    line.hold_acknowledgements(true);
+    two.here[0].submit_all("work", &numbered(1));
+    two.there[0].wait_for_jobs("work", 1);
+    assert_eq!(two.there[0].drain_data("work"), numbered(1));
+    // The acknowledgement is lost, and the source can't be asked whether it was.
+    line.refuse(true);
+    line.cut();
+    line.hold_acknowledgements(false);
+    wait_until_equal("the job is given back", Queue { total: 1, running: 0, workers: 0 }, || {
+        two.here[0].status("work")
+    });
+    proxy.reload(&staying);
+    proxy.wait_for_log("reloading with 1 forward");
+    proxy.reload(&format!("{coming_back}{staying}"));
+    proxy.wait_for_log("reloading with 2 forwards");
+    line.refuse(false);
+    two.here[0].wait_for_jobs("work", 0);
+    assert_eq!(two.there[0].status("work").total, 0, "delivered again");
+}
+
+#[test]
 fn hup_with_a_wrong_configuration_keeps_the_old_one() {
     let site = Site::start("");
     let before = [site.source.connections(), site.destination.connections()];

@@ -374,11 +374,10 @@ impl Life {
 
     /// A new connection to the destination, if it comes about `within` this time and the usual limits.
     fn connect_destination(&self, within: Duration) -> Result<Connection, ConnectionError> {
-        let Limits { connect, answer } = self.limits();
-        let limits = Limits { connect: connect.min(within), answer: answer.min(within) };
+        let limits = self.limits().within(within);
         let mut connection = self.open(&self.config.destination.server, &limits)?;
         if !self.config.asynchronous {
-            connection.set_option("exceptions", self.settings.timing.greeting)?;
+            connection.set_option("exceptions", limits.answer)?;
         }
         Ok(connection)
     }
@@ -447,8 +446,7 @@ impl Life {
             Some(since) => {
                 let lasted = since.elapsed().as_secs_f32();
                 // The forward waits for this answer, and not every server knows the command.
-                let Limits { connect, answer } = self.limits();
-                let limits = Limits { connect: connect.min(WAITING_LIMIT), answer: answer.min(WAITING_LIMIT) };
+                let limits = self.limits().within(WAITING_LIMIT);
                 let waiting = match admin::queues(&server.host, server.port, &limits) {
                     Ok(queues) => queues.get(queue).map_or(0, admin::QueueStatus::waiting).to_string(),
                     Err(_) => "an unknown number of".to_string(),

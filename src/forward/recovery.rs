@@ -76,8 +76,13 @@ impl<'s> Recovery<'s> {
         self.session.life.settings.timing.release.saturating_sub(since.elapsed())
     }
 
-    /// Tries to connect, each time within what `connect` is given, until it works; `None` when nothing is to be tried any more. While jobs are held, only a job that
-    /// is taken ends the trouble.
+    /// How long a try to connect may take: a server that accepts and hangs must not keep the jobs from going back in time.
+    pub fn time_to_connect(&self) -> Duration {
+        self.since.map_or(Duration::MAX, |since| self.left(since)).max(SHORTEST_TRY)
+    }
+
+    /// Tries to connect, each time within what `connect` is given, until it works; `None` when nothing is to be tried any
+    /// more. While jobs are held, only a job that is taken ends the trouble.
     pub fn reconnect(
         &mut self,
         mut error: ConnectionError,
@@ -85,9 +90,7 @@ impl<'s> Recovery<'s> {
         connect: impl Fn(Duration) -> Result<Connection, ConnectionError>,
     ) -> Option<Connection> {
         while self.pause(error) {
-            // A server that accepts and hangs must not keep the jobs from going back in time.
-            let left = self.since.map_or(Duration::MAX, |since| self.left(since));
-            match connect(left.max(SHORTEST_TRY)) {
+            match connect(self.time_to_connect()) {
                 Ok(connection) => {
                     if !holds {
                         self.worked();

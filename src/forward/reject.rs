@@ -141,7 +141,7 @@ impl<'s> Rejecter<'s> {
         let life = self.session.life;
         let mut connection = match connection {
             Some(connection) => connection,
-            None => life.open(&self.address.server, &life.limits())?,
+            None => life.open(&self.address.server, &life.limits().within(self.recovery.time_to_connect()))?,
         };
         let mut out = Vec::new();
         let mut unique = String::new();

@@ -32,6 +32,13 @@ pub struct Limits {
     pub answer: Duration,
 }
 
+impl Limits {
+    /// The same, neither of them longer than `time`.
+    pub fn within(self, time: Duration) -> Limits {
+        Limits { connect: self.connect.min(time), answer: self.answer.min(time) }
+    }
+}
+
 /// What went wrong with a connection.
 #[derive(Debug)]
 pub enum ConnectionError {

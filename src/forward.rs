@@ -39,7 +39,7 @@ use destination::Backoff;
 pub use gate::Gates;
 use gate::Stuck;
 use identity::Origin;
-use job::Batch;
+use job::{Batch, Job};
 use latch::Latch;
 use ledger::{Ending, Fate, Ledger};
 use reject::{Rejecter, Rejections};
@@ -481,6 +481,13 @@ impl Life {
     fn note(&self, key: u128, fate: Fate) {
         self.ledger.lock().note(key, fate);
         self.suspicious.store(true, Ordering::Release);
+    }
+
+    /// Notes the unique ids of jobs that were submitted and go back: they are used again.
+    fn note_unconfirmed<'j>(&self, jobs: impl Iterator<Item = &'j Job>) {
+        for job in jobs.filter(|job| job.number != 0) {
+            self.note(job.key, Fate::Unconfirmed(job.number));
+        }
     }
 }
 

@@ -128,6 +128,9 @@ impl<'s> Rejecter<'s> {
                     Err(error) => {
                         if !self.recovery.pause(error) {
                             // What is held goes back to the source.
+                            for Rejected { batch, .. } in &self.held {
+                                self.session.life.note_unconfirmed(batch.jobs.iter());
+                            }
                             return;
                         }
                     }

@@ -575,9 +575,7 @@ impl<'s> Submitter<'s> {
     fn leave(self) {
         let singles = self.singles.into_iter().map(|single| single.batch);
         for batch in self.held.into_iter().chain(singles) {
-            for job in batch.left().filter(|job| job.number != 0) {
-                self.session.life.note(job.key, Fate::Unconfirmed(job.number));
-            }
+            self.session.life.note_unconfirmed(batch.left());
         }
     }
 }

@@ -371,7 +371,7 @@ impl Replier<'_> {
             if let Err(error) = self.take(&mut incoming).and_then(|()| Ok(incoming.fill(&mut &*stream)?)) {
                 return match error {
                     // Only a result can be too long; anything else that claims to be so is nonsense.
-                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match announced(incoming.unread()) {
+                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match incoming.kind() {
                         kind::WORK_COMPLETE | kind::WORK_EXCEPTION | kind::WORK_DATA | kind::WORK_WARNING => error,
                         other => ProtocolError::Unexpected(other).into(),
                     },
@@ -439,14 +439,6 @@ impl Replier<'_> {
             return None;
         }
         if ends { expected.take() } else { expected.clone() }
-    }
-}
-
-/// The type that a packet's header announces.
-fn announced(bytes: &[u8]) -> u32 {
-    match bytes {
-        [_, _, _, _, a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
-        _ => 0,
     }
 }
 

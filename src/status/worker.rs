@@ -317,9 +317,9 @@ impl Session {
         while self.connection.incoming.unread().len() < HEADER_SIZE + MAX_REQUEST {
             self.fill_more()?;
         }
-        let header: &[u8] = self.connection.incoming.unread();
-        let kind = header.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
-        let body = header.get(HEADER_SIZE..HEADER_SIZE + MAX_REQUEST).unwrap_or_default();
+        let kind = self.connection.incoming.kind();
+        let unread = self.connection.incoming.unread();
+        let body = unread.get(HEADER_SIZE..HEADER_SIZE + MAX_REQUEST).unwrap_or_default();
         if kind != kind::JOB_ASSIGN_UNIQ {
             return Err(ProtocolError::TooLong(length).into());
         }

@@ -3,13 +3,13 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use log::warn;
 
 use super::Session;
 use super::destination::{Clock, Link};
 use super::identity::{Identity, next_number};
-use super::job::Batch;
+use super::job::{Batch, Job};
 use super::recovery::Recovery;
 use super::source::BACKGROUND_ANSWER;
 use crate::config::Address;
@@ -94,6 +94,24 @@ impl Session<'_> {
         let mut packet = Vec::new();
         put_request(&mut packet, kind::WORK_FAIL, &[handle]);
         self.source.finish(&packet, held);
+    }
+}
+
+/// Gives an undeliverable job to the reject queue, or fails it where there is none.
+pub fn reject(
+    session: &Session<'_>,
+    rejects: Option<&Sender<Rejected>>,
+    batch: &Batch,
+    position: usize,
+    reason: String,
+) {
+    match rejects {
+        // It fails only when the rejecter has ended, and then the session is over and the job goes back.
+        Some(rejects) => drop(rejects.send(Rejected { batch: batch.single(position), reason })),
+        None => {
+            let job: &Job = &batch.jobs[position];
+            session.fail(job.parts(&batch.bytes).handle, job.size(), &reason);
+        }
     }
 }
 

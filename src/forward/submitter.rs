@@ -11,10 +11,10 @@ use log::{Level, log_enabled, trace};
 use super::confirmer::{Confirmer, Event, Refused};
 use super::destination::{Clock, Link};
 use super::identity::next_number;
-use super::job::{Batch, Job};
+use super::job::Batch;
 use super::ledger::Fate;
 use super::recovery::Recovery;
-use super::reject::Rejected;
+use super::reject::{Rejected, reject};
 use super::source::BACKGROUND_ANSWER;
 use super::{End, Session, join, spawn, thread_name};
 use crate::config::Priority;
@@ -590,22 +590,4 @@ fn one_by_one(batch: &Batch, suspect: bool) -> impl Iterator<Item = Single> {
         breaks: 0,
         taken_at_break: 0,
     })
-}
-
-/// Gives an undeliverable job to the reject queue, or fails it where there is none.
-pub fn reject(
-    session: &Session<'_>,
-    rejects: Option<&Sender<Rejected>>,
-    batch: &Batch,
-    position: usize,
-    reason: String,
-) {
-    match rejects {
-        // It fails only when the rejecter has ended, and then the session is over and the job goes back.
-        Some(rejects) => drop(rejects.send(Rejected { batch: batch.single(position), reason })),
-        None => {
-            let job: &Job = &batch.jobs[position];
-            session.fail(job.parts(&batch.bytes).handle, job.size(), &reason);
-        }
-    }
 }

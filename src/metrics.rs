@@ -99,7 +99,7 @@ impl ForwardMetrics {
         self.progressed();
     }
 
-    /// The destination answered a probe.
+    /// The destination took a job or answered a probe.
     pub fn progressed(&self) {
         self.progress.store(self.now(), Ordering::Relaxed);
     }
@@ -123,7 +123,7 @@ impl ForwardMetrics {
         }
     }
 
-    /// A session began: both servers are connected.
+    /// A session began, with both servers connected, or ended.
     pub fn set_connected(&self, connected: bool) {
         self.connected.store(if connected { self.now() } else { 0 }, Ordering::Relaxed);
     }

@@ -519,7 +519,7 @@ struct Session<'l> {
 const WAITING_LIMIT: Duration = Duration::from_secs(1);
 
 /// Emptied batches kept for the reader; more are under way only for a moment.
-const SPARE_BATCHES: usize = 8;
+const SPARE_BATCHES: usize = 4;
 
 impl<'l> Session<'l> {
     fn new(life: &'l Life, source: Arc<Source>, origin: Origin) -> Session<'l> {

@@ -16,7 +16,7 @@ use crate::gearman::packet::{HEADER_SIZE, Incoming, Packet, Parsed, ProtocolErro
 /// has no more jobs. Larger packets get a buffer of their own size.
 const SMALLEST_READ: usize = 4 << 10;
 /// See [`SMALLEST_READ`].
-pub const LARGEST_READ: usize = 128 << 10;
+pub const LARGEST_READ: usize = 64 << 10;
 
 /// The parts of a job beside its data: handle, queue and unique id, bytes at most.
 const MAX_ARGUMENTS: usize = 4 << 10;

@@ -24,7 +24,7 @@ use crate::logging::escaped;
 use crate::stages::Scratch;
 
 /// Submissions are written when there are so many bytes of them, or when nothing more is waiting.
-const WRITE_SIZE: usize = 128 << 10;
+const WRITE_SIZE: usize = 64 << 10;
 
 /// Data that needs no change and is at least so large is written from where it was read to, bytes.
 const LARGE_DATA: usize = 32 << 10;

@@ -16,6 +16,7 @@ pub fn program() -> PathBuf {
 pub struct Proxy {
     folder: Folder,
     options: Vec<String>,
+    environment: Vec<(&'static str, &'static str)>,
     process: Child,
 }
 
@@ -30,12 +31,21 @@ impl Proxy {
         Proxy::start_in(Folder::new(), config, options)
     }
 
+    /// With variables in its environment beside those of the test.
+    pub fn start_with_environment(config: &str, environment: &[(&'static str, &'static str)]) -> Proxy {
+        Proxy::launch(Folder::new(), config, &[], environment)
+    }
+
     /// In a folder that may hold files already; it is the working directory too.
     pub fn start_in(folder: Folder, config: &str, options: &[&str]) -> Proxy {
+        Proxy::launch(folder, config, options, &[])
+    }
+
+    fn launch(folder: Folder, config: &str, options: &[&str], environment: &[(&'static str, &'static str)]) -> Proxy {
         std::fs::write(folder.file("proxy.conf"), config).unwrap();
         let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
-        let process = spawn(&folder, &options);
-        Proxy { folder, options, process }
+        let process = spawn(&folder, &options, environment);
+        Proxy { folder, options, environment: environment.to_vec(), process }
     }
 
     pub fn pid(&self) -> u32 {
@@ -99,16 +109,17 @@ impl Proxy {
     /// Starts it again after its end, the same way.
     pub fn start_again(&mut self) {
         assert!(!self.is_running());
-        self.process = spawn(&self.folder, &self.options);
+        self.process = spawn(&self.folder, &self.options, &self.environment);
     }
 }
 
-fn spawn(folder: &Folder, options: &[String]) -> Child {
+fn spawn(folder: &Folder, options: &[String], environment: &[(&'static str, &'static str)]) -> Child {
     let output = File::options().create(true).append(true).open(folder.file("output")).unwrap();
     Command::new(program())
         .arg("--config")
         .arg(folder.file("proxy.conf"))
         .args(options)
+        .envs(environment.iter().copied())
         .current_dir(folder.path())
         .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())

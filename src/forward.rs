@@ -4,6 +4,7 @@
 //! that can't be delivered. It ends whole, with every thread joined and every socket closed; error and stop take the
 //! same way out, and what was not acknowledged goes back to the source.
 
+mod bulk;
 mod confirmer;
 mod destination;
 mod gate;

@@ -6,6 +6,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use log::debug;
 
 use super::Session;
+use super::bulk::gather;
 use super::destination::Clock;
 use super::job::Batch;
 use super::source::BACKGROUND_ANSWER;
@@ -103,7 +104,11 @@ impl<'s> Confirmer<'s> {
             let outcome = self.take(&mut incoming);
             // What was confirmed counts, whatever came after it.
             self.acknowledge();
-            if let Err(error) = outcome.and_then(|()| Ok(incoming.fill(&mut &*stream)?)) {
+            let outcome = outcome.and_then(|()| {
+                gather(self.clock.owed());
+                Ok(incoming.fill(&mut &*stream)?)
+            });
+            if let Err(error) = outcome {
                 break error;
             }
             self.clock.progressed();

@@ -55,15 +55,15 @@ impl Clock {
         owed.is_ok()
     }
 
-    /// Whether replies are owed.
-    pub fn is_owed(&self) -> bool {
-        self.owed.load(Ordering::Acquire) > 0
+    /// Replies that are owed.
+    pub fn owed(&self) -> usize {
+        self.owed.load(Ordering::Acquire)
     }
 
     /// How long there may still be no progress; `None` while nothing is owed.
     pub fn left(&self) -> Option<Duration> {
         let last = Duration::from_millis(self.progress.load(Ordering::Relaxed));
-        self.is_owed().then(|| (last + self.limit).saturating_sub(self.base.elapsed()))
+        (self.owed() > 0).then(|| (last + self.limit).saturating_sub(self.base.elapsed()))
     }
 
     /// The destination is lost if its time is up.
@@ -134,7 +134,7 @@ impl<'c> Link<'c> {
                     }
                 }
                 // Replies that nobody waited for may make it look as if nothing were owed.
-                Err(error) if is_timeout(&error) && !self.clock.is_owed() => {
+                Err(error) if is_timeout(&error) && self.clock.owed() == 0 => {
                     return Err(ConnectionError::NoAnswer(self.clock.limit));
                 }
                 Err(error) if is_timeout(&error) => self.clock.check()?,

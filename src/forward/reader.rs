@@ -1,12 +1,12 @@
 //! The source connection's reading side: jobs in, batches to the submitters, grabs as there is room.
 
 use std::io::{ErrorKind, Read};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use log::debug;
 
+use super::bulk::gather;
 use super::job::{Batch, Job};
 use super::source::State;
 use super::{End, Session};
@@ -18,14 +18,6 @@ use crate::gearman::packet::{HEADER_SIZE, Incoming, Packet, Parsed, ProtocolErro
 const SMALLEST_READ: usize = 4 << 10;
 /// See [`SMALLEST_READ`].
 pub const LARGEST_READ: usize = 64 << 10;
-
-/// With so many grabs on the wire, jobs come in bulk.
-const BULK: usize = 32;
-
-/// In bulk, a read that was not full is followed by the next one after this time. Job servers write each job by itself;
-/// a reader that wakes for each few costs itself, and the job server on the same host, a quarter of their speed. A single
-/// job never waits.
-const BULK_PAUSE: Duration = Duration::from_micros(200);
 
 /// The parts of a job beside its data: handle, queue and unique id, bytes at most.
 const MAX_ARGUMENTS: usize = 4 << 10;
@@ -43,8 +35,8 @@ pub struct Reader<'s> {
     heard: Instant,
     /// A job that is too large is being read off.
     discards: bool,
-    /// Many jobs are on their way.
-    in_bulk: bool,
+    /// Grabs without an answer when jobs were last taken.
+    on_wire: usize,
     /// The last read took all the room there was.
     was_full: bool,
 }
@@ -70,7 +62,7 @@ impl<'s> Reader<'s> {
             farewell: None,
             heard: Instant::now(),
             discards: false,
-            in_bulk: false,
+            on_wire: 0,
             was_full: false,
         }
     }
@@ -166,7 +158,7 @@ impl<'s> Reader<'s> {
             state = source.lock();
         }
         source.send_due(&mut state);
-        self.in_bulk = state.window.on_wire() >= BULK;
+        self.on_wire = state.window.on_wire();
         Ok(rest)
     }
 
@@ -226,8 +218,8 @@ impl<'s> Reader<'s> {
             }
         }
         self.make_room(needed);
-        if self.in_bulk && !self.was_full {
-            thread::sleep(BULK_PAUSE);
+        if !self.was_full {
+            gather(self.on_wire);
         }
         let room = self.buffer.len() - self.end;
         let count = self.read(self.session.life.settings.timing.answer)?;

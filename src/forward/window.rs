@@ -14,11 +14,11 @@ const FIRST_GRABS: usize = 4;
 /// Further grabs for each job that came: the number on the wire is four times as large after each round trip.
 const GROWTH: usize = 3;
 
-/// Jobs that are asked for and held at most where both servers are near.
-const NEAR_JOBS: usize = 512;
+/// Jobs that are asked for and held at most where both servers are near: they bridge the milliseconds in which one of the
+/// threads that a job passes waits for a core.
+const NEAR_JOBS: usize = 2048;
 
-/// Jobs in a window for each millisecond that a job takes: no server gives out 100 in it, and half as many again keep it
-/// busy while answers are late.
+/// Further jobs for each millisecond that a job takes: few servers give out more in it.
 const JOBS_PER_MILLISECOND: usize = 150;
 
 /// Bytes that a forward may hold even when all together hold as much as they may: else forwards whose destinations hang
@@ -92,7 +92,7 @@ impl Window {
     /// Jobs that are worth asking for and holding over this distance.
     fn size(&self) -> usize {
         let micros = usize::try_from(self.distance.as_micros()).unwrap_or(usize::MAX);
-        NEAR_JOBS.max(micros.saturating_mul(JOBS_PER_MILLISECOND) / 1000).min(self.prefetch)
+        NEAR_JOBS.saturating_add(micros.saturating_mul(JOBS_PER_MILLISECOND) / 1000).min(self.prefetch)
     }
 
     /// A grab was answered by a job of `bytes`.
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_window_is_as_large_as_the_distance_asks_for() {
-        for (distance, size) in [(1, NEAR_JOBS), (20, 3000), (200, 4096)] {
+        for (distance, size) in [(0, NEAR_JOBS), (10, NEAR_JOBS + 1500), (200, 4096)] {
             let mut window = Window::new(4096, usize::MAX);
             let start = Instant::now();
             window.due(SPARE, start);

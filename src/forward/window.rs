@@ -11,8 +11,13 @@ use std::time::{Duration, Instant};
 /// time, a few cost nothing.
 const FIRST_GRABS: usize = 4;
 
-/// Further grabs for each job that came: the number on the wire is four times as large after each round trip.
+/// Further grabs for each job that came, so that the number on the wire is four times as large after a round trip.
 const GROWTH: usize = 3;
+
+/// When so many may be on the wire, the source has plenty, and they become eight times as many.
+const PLENTY: usize = 16;
+/// See [`PLENTY`].
+const FAST_GROWTH: usize = 7;
 
 /// Jobs that are asked for and held at most where both servers are near: they bridge the milliseconds in which one of the
 /// threads that a job passes waits for a core.
@@ -104,7 +109,8 @@ impl Window {
         self.idle_noops = 0;
         self.stray_noops = 0;
         if !self.drained {
-            self.ask = (self.ask + GROWTH).min(self.size());
+            let growth = if self.ask < PLENTY { GROWTH } else { FAST_GROWTH };
+            self.ask = (self.ask + growth).min(self.size());
         }
     }
 
@@ -240,9 +246,9 @@ mod tests {
 
     #[test]
     fn it_asks_for_few_first_and_for_more_while_all_bring_jobs() {
-        let mut window = Window::new(100, usize::MAX);
+        let mut window = Window::new(1000, usize::MAX);
         assert_eq!(grabs(&mut window), 4);
-        for round in [16, 64, 100] {
+        for round in [16, 128, 1000] {
             for _ in 0..window.on_wire() {
                 window.assigned(600);
             }

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{select, unbounded};
 use log::{debug, error, info, warn};
 use parking_lot::Mutex;
 
@@ -511,16 +511,16 @@ struct Session<'l> {
     end: Mutex<Option<End>>,
     /// Whether a job that the destination takes is news.
     troubled: AtomicBool,
-    /// Emptied batches, to be filled again.
-    spare: (Sender<Batch>, Receiver<Batch>),
-    keeps_spare: AtomicBool,
+    /// Emptied batches, to be filled again, the last one first since caches know it best; none while there are no jobs.
+    spare: Mutex<Option<Vec<Batch>>>,
 }
 
 /// How long a source may take to tell how many jobs wait there, before it is worked with again.
 const WAITING_LIMIT: Duration = Duration::from_secs(1);
 
-/// Emptied batches kept for the reader; more are under way only for a moment.
-const SPARE_BATCHES: usize = 4;
+/// Emptied batches kept at most: about as many as are under way where jobs are small and near. What an allocator gives
+/// and takes back by the 64 KiB costs as much as all else that is done with the jobs in it.
+const SPARE_BATCHES: usize = 32;
 
 impl<'l> Session<'l> {
     fn new(life: &'l Life, source: Arc<Source>, origin: Origin) -> Session<'l> {
@@ -531,8 +531,7 @@ impl<'l> Session<'l> {
             over: Latch::default(),
             end: Mutex::new(None),
             troubled: AtomicBool::new(life.is_full()),
-            spare: bounded(SPARE_BATCHES),
-            keeps_spare: AtomicBool::new(true),
+            spare: Mutex::default(),
         }
     }
 
@@ -661,23 +660,27 @@ impl<'l> Session<'l> {
 
     /// A buffer that was used before, if there is one.
     fn spare_batch(&self) -> Batch {
-        self.spare.1.try_recv().unwrap_or_default()
+        self.spare.lock().as_mut().and_then(Vec::pop).unwrap_or_default()
     }
 
     /// Whether emptied batches are kept from now on.
     fn keep_spare(&self, keep: bool) {
-        self.keeps_spare.store(keep, Ordering::Relaxed);
-        if !keep {
-            while self.spare.1.try_recv().is_ok() {}
+        let mut spare = self.spare.lock();
+        if keep != spare.is_some() {
+            *spare = keep.then(Vec::new);
         }
     }
 
     /// Keeps a batch's memory for later.
     fn recycle(&self, mut batch: Batch) {
-        if batch.bytes.capacity() <= reader::LARGEST_READ && self.keeps_spare.load(Ordering::Relaxed) {
-            batch.clear();
-            // When there are enough, this one is dropped.
-            let _ = self.spare.0.try_send(batch);
+        if batch.bytes.capacity() > reader::LARGEST_READ {
+            return;
+        }
+        batch.clear();
+        if let Some(spare) = &mut *self.spare.lock()
+            && spare.len() < SPARE_BATCHES
+        {
+            spare.push(batch);
         }
     }
 }

@@ -181,8 +181,11 @@ impl<'s> Reader<'s> {
     /// one that is not, the jobs are copied: held jobs must not hold much more memory than they need.
     fn hand_over(&mut self, mut batch: Batch, at: usize, jobs: Option<&Sender<Batch>>) {
         if at < self.buffer.len() / 2 {
-            batch.bytes.clear();
-            batch.bytes.extend_from_slice(&self.buffer[..at]);
+            // Its length stays what it was if that is enough: growing costs zeros.
+            if batch.bytes.len() < at {
+                batch.bytes.resize(at, 0);
+            }
+            batch.bytes[..at].copy_from_slice(&self.buffer[..at]);
             self.buffer.copy_within(at..self.end, 0);
         } else {
             let size = self.read_size.max(self.end - at);

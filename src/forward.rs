@@ -12,6 +12,7 @@ mod identity;
 mod job;
 mod latch;
 mod ledger;
+mod outgoing;
 mod reader;
 mod recovery;
 mod reject;
@@ -283,8 +284,11 @@ impl Life {
             match self.session() {
                 End::Stopped => break,
                 End::Lost { server, error } => {
-                    // A session that delivered something, or went on for a while, was no failed try.
-                    if self.taken.load(Ordering::Relaxed) > taken || began.elapsed() > timing.longest_backoff {
+                    // A session that delivered something, or went on for a while, was no failed try; one that ended with
+                    // nonsense was, whatever it had delivered.
+                    let delivered = self.taken.load(Ordering::Relaxed) > taken;
+                    let nonsense = matches!(error, ConnectionError::Protocol(_));
+                    if delivered && !nonsense || began.elapsed() > timing.longest_backoff {
                         backoff.reset();
                     }
                     let wait = backoff.next();

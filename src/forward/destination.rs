@@ -1,6 +1,6 @@
 //! What every connection to a destination needs: the clock that finds it hung, and the backoff that leads back to it.
 
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -121,13 +121,23 @@ impl<'c> Link<'c> {
     ///
     /// # Errors
     /// The connection broke, or the destination took nothing for the clock's limit.
-    pub fn write(&self, mut bytes: &[u8]) -> Result<(), ConnectionError> {
+    pub fn write(&self, bytes: &[u8]) -> Result<(), ConnectionError> {
+        self.write_slices(&mut [IoSlice::new(bytes)])
+    }
+
+    /// Writes all of them, one after the other.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_slices(&self, mut slices: &mut [IoSlice<'_>]) -> Result<(), ConnectionError> {
         let mut stream = self.stream;
-        while !bytes.is_empty() {
+        // Slices without bytes go.
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
             let begun = Instant::now();
-            match stream.write(bytes) {
+            match stream.write_vectored(slices) {
                 Ok(count) => {
-                    bytes = &bytes[count..];
+                    IoSlice::advance_slices(&mut slices, count);
                     // Only room that had to be waited for shows that somebody reads at the other end.
                     if begun.elapsed() >= WAITED {
                         self.clock.progressed();

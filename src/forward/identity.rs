@@ -2,8 +2,8 @@
 //!
 //! The same job always gets the same id, so that a destination merges what had to be submitted twice; two jobs never do.
 
-use std::fmt::Write;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::Write;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -102,14 +102,14 @@ impl Origin {
 
     /// Writes the forward's own unique id of a job: the number in its handle and its hash, or, where `number` is not 0,
     /// this process's random number and that one.
-    pub fn write_unique(&self, out: &mut String, handle: &[u8], identity: &Identity, number: u64) {
+    pub fn write_unique(&self, out: &mut Vec<u8>, handle: &[u8], identity: &Identity, number: u64) {
         if number > 0 {
             return write_numbered(out, number);
         }
         out.clear();
-        out.push_str(handle_number(handle));
-        out.push('-');
-        push_hex(out, identity.id);
+        out.extend_from_slice(handle_number(handle));
+        out.push(b'-');
+        out.extend_from_slice(&hex(identity.id));
     }
 }
 
@@ -119,12 +119,9 @@ pub fn telling(process_id: Option<u32>) -> Option<u32> {
 }
 
 /// The digits at the end of a handle such as `H:host:123`.
-fn handle_number(handle: &[u8]) -> &str {
+fn handle_number(handle: &[u8]) -> &[u8] {
     let digits = handle.iter().rev().take(20).take_while(|byte| byte.is_ascii_digit()).count();
-    match std::str::from_utf8(&handle[handle.len() - digits..]) {
-        Ok("") | Err(_) => "0",
-        Ok(number) => number,
-    }
+    if digits == 0 { b"0" } else { &handle[handle.len() - digits..] }
 }
 
 static PROCESS_NUMBER: LazyLock<u128> = LazyLock::new(|| {
@@ -141,24 +138,24 @@ pub fn next_number() -> u64 {
 }
 
 /// Writes a unique id that was never used before, by anyone.
-pub fn write_new_unique(out: &mut String) {
+pub fn write_new_unique(out: &mut Vec<u8>) {
     write_numbered(out, next_number());
 }
 
-fn write_numbered(out: &mut String, number: u64) {
+fn write_numbered(out: &mut Vec<u8>, number: u64) {
     out.clear();
-    push_hex(out, *PROCESS_NUMBER);
-    // Writing to a String can't fail.
+    out.extend_from_slice(&hex(*PROCESS_NUMBER));
+    // Writing to a Vec can't fail.
     let _ = write!(out, "-{number}");
 }
 
-/// Appends 32 hex digits; std's formatting takes as long as the hash of a whole job.
-fn push_hex(out: &mut String, number: u128) {
-    for byte in number.to_be_bytes() {
-        for digit in [byte >> 4, byte & 15] {
-            out.push(if digit < 10 { b'0' + digit } else { b'a' - 10 + digit } as char);
-        }
+/// As 32 hex digits; std's formatting takes as long as the hash of a whole job.
+fn hex(number: u128) -> [u8; 32] {
+    let mut digits = [0; 32];
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
+        *pair = [byte >> 4, byte & 15].map(|digit| if digit < 10 { b'0' + digit } else { b'a' - 10 + digit });
     }
+    digits
 }
 
 /// A number between 0 and `limit` for jitter; not secret.
@@ -179,9 +176,9 @@ mod tests {
     fn the_hash_is_of_fixed_definition() {
         let origin = Origin::new("127.0.0.1:4730", Some(4711), "queue");
         let job = parts(b"H:host:17", b"", b"some data that is longer than one chunk");
-        let mut unique = String::new();
+        let mut unique = Vec::new();
         origin.write_unique(&mut unique, job.handle, &origin.identify(&job), 0);
-        assert_eq!(unique, "17-04321a4def4ae5570c9da6d56734c7d5");
+        assert_eq!(unique, b"17-04321a4def4ae5570c9da6d56734c7d5");
     }
 
     #[test]
@@ -228,13 +225,13 @@ mod tests {
 
     #[test]
     fn own_unique_ids_are_short_enough_for_every_server() {
-        let mut unique = String::new();
+        let mut unique = Vec::new();
         let origin = Origin::new("a:1", None, "q");
         let handle = b"H:host:99999999999999999999999";
         let identity = origin.identify(&parts(handle, b"", b""));
         for number in [0, u64::MAX] {
             origin.write_unique(&mut unique, handle, &identity, number);
-            assert!(unique.len() <= 63, "{unique}");
+            assert!(unique.len() <= 63, "{}", unique.escape_ascii());
         }
         assert!(!origin.tells());
     }
@@ -242,7 +239,7 @@ mod tests {
     #[test]
     fn new_unique_ids_are_new() {
         let mut seen = HashSet::new();
-        let mut unique = String::new();
+        let mut unique = Vec::new();
         for _ in 0..1000 {
             write_new_unique(&mut unique);
             assert!(seen.insert(unique.clone()) && unique.len() <= 63);

@@ -165,7 +165,7 @@ impl<'s> Rejecter<'s> {
             None => life.open(&self.address.server, &life.limits().within(self.recovery.time_to_connect()))?,
         };
         let mut out = Vec::new();
-        let mut unique = String::new();
+        let mut unique = Vec::new();
         for Rejected { batch, .. } in &mut self.held {
             for job in &mut batch.jobs {
                 let parts = job.parts(&batch.bytes);
@@ -176,11 +176,7 @@ impl<'s> Rejecter<'s> {
                 }
                 // The source's own id may repeat, and merging would drop data.
                 self.session.origin.write_unique(&mut unique, parts.handle, &identity, job.number);
-                put_request(
-                    &mut out,
-                    kind::SUBMIT_JOB_BG,
-                    &[self.address.queue.as_bytes(), unique.as_bytes(), parts.data],
-                );
+                put_request(&mut out, kind::SUBMIT_JOB_BG, &[self.address.queue.as_bytes(), &unique, parts.data]);
             }
         }
         let clock = Clock::new(life.settings.timing.answer);

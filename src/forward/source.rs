@@ -254,7 +254,8 @@ impl Source {
             }
         }
         state.out.clear();
-        state.out.shrink_to(16 << 10);
+        // A thousand idle connections should not take much memory, nor a busy one ask for it again and again.
+        state.out.shrink_to(if state.window.asleep() { 4 << 10 } else { 64 << 10 });
     }
 
     /// Ends the connection, so that the reader wakes up.

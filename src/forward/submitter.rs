@@ -13,21 +13,16 @@ use super::destination::{Clock, Link};
 use super::identity::next_number;
 use super::job::Batch;
 use super::ledger::Fate;
+use super::outgoing::{Outgoing, Place, WRITE_SIZE};
 use super::recovery::Recovery;
 use super::reject::{Rejected, reject};
 use super::source::BACKGROUND_ANSWER;
 use super::{End, Session, join, spawn, thread_name};
 use crate::config::Priority;
 use crate::gearman::connection::{Connection, ConnectionError, QUEUE_FULL};
-use crate::gearman::packet::{MAX_UNIQUE_SIZE, kind, put_header, put_request};
+use crate::gearman::packet::{MAX_UNIQUE_SIZE, kind, put_request};
 use crate::logging::escaped;
 use crate::stages::Scratch;
-
-/// Submissions are written when there are so many bytes of them, or when nothing more is waiting.
-const WRITE_SIZE: usize = 64 << 10;
-
-/// Data that needs no change and is at least so large is written from where it was read to, bytes.
-const LARGE_DATA: usize = 32 << 10;
 
 /// Tries of a job alone, or connections closed on it, after which it is undeliverable.
 pub const TRIES: u8 = 3;
@@ -51,8 +46,8 @@ pub struct Submitter<'s> {
     /// Batches were submitted on this connection since it last answered for all before.
     unanswered: bool,
     scratch: Scratch,
-    out: Vec<u8>,
-    unique: String,
+    out: Outgoing,
+    unique: Vec<u8>,
 }
 
 /// A job that is submitted alone, after the destination refused it or closed connections on it.
@@ -159,8 +154,8 @@ impl<'s> Submitter<'s> {
             alone: None,
             unanswered: false,
             scratch: Scratch::default(),
-            out: Vec::new(),
-            unique: String::new(),
+            out: Outgoing::default(),
+            unique: Vec::new(),
         }
     }
 
@@ -297,20 +292,19 @@ impl<'s> Submitter<'s> {
     fn submit(&mut self, line: &Line<'_>, first: Batch) -> Result<(), Lost> {
         let mut batches = Vec::new();
         let mut next = Some(first);
-        let mut outcome = Ok(());
         while let Some(mut batch) = next.take() {
-            outcome = self.prepare(line, &mut batch);
+            self.prepare(line, &mut batch, Some(batches.len()));
             if batch.left().next().is_some() {
                 batches.push(batch);
             } else {
                 self.session.recycle(batch);
             }
-            if outcome.is_ok() && self.out.len() < WRITE_SIZE && line.events.is_empty() {
+            if self.out.len() < WRITE_SIZE && line.events.is_empty() {
                 next = self.held.pop_front().or_else(|| self.jobs.try_recv().ok());
             }
         }
         self.unanswered = true;
-        let outcome = outcome.and_then(|()| self.write(line));
+        let outcome = self.out.write(&line.link, &batches);
         // Whatever became of the write, the confirmer must know what its replies may be for.
         for batch in batches {
             // It fails only when the confirmer has ended, and then the batch is found in the channel.
@@ -319,16 +313,10 @@ impl<'s> Submitter<'s> {
         Ok(outcome?)
     }
 
-    fn write(&mut self, line: &Line<'_>) -> Result<(), ConnectionError> {
-        let outcome = line.link.write(&self.out);
-        self.out.clear();
-        self.out.shrink_to(2 * WRITE_SIZE);
-        outcome
-    }
-
     /// Runs the stages and appends the submissions of a batch to what is written next. A job that needs none, since it is
-    /// undeliverable or was delivered before, is done then.
-    fn prepare(&mut self, line: &Line<'_>, batch: &mut Batch) -> Result<(), ConnectionError> {
+    /// undeliverable or was delivered before, is done then. `number` is the batch's among those written at once; without
+    /// one, all data is copied.
+    fn prepare(&mut self, line: &Line<'_>, batch: &mut Batch, number: Option<usize>) {
         let session = self.session;
         let life = session.life;
         let queue = life.config.destination.queue.as_bytes();
@@ -386,7 +374,7 @@ impl<'s> Submitter<'s> {
                         job.number = next_number();
                     }
                     session.origin.write_unique(&mut self.unique, parts.handle, &identity, job.number);
-                    self.unique.as_bytes()
+                    &self.unique
                 }
             };
             if log_enabled!(Level::Trace) {
@@ -394,23 +382,12 @@ impl<'s> Submitter<'s> {
                 trace!("job {handle} as {unique}: {} becomes {}", escaped(parts.data), escaped(staged.data));
             }
             job.sent = Some(staged.data.len() as u32);
-            put_header(&mut self.out, kind, queue.len() + 1 + unique.len() + 1 + staged.data.len());
-            for argument in [queue, unique] {
-                self.out.extend_from_slice(argument);
-                self.out.push(0);
-            }
+            let unchanged = std::ptr::eq(staged.data, parts.data);
+            let place = number.filter(|_| unchanged).map(|batch| Place { batch, position });
+            self.out.submit(kind, queue, unique, staged.data, place);
             replies += 1;
-            if staged.data.len() >= LARGE_DATA {
-                line.clock.owe(std::mem::take(&mut replies));
-                let header = line.link.write(&self.out);
-                self.out.clear();
-                header.and_then(|()| line.link.write(staged.data))?;
-            } else {
-                self.out.extend_from_slice(staged.data);
-            }
         }
         line.clock.owe(replies);
-        Ok(())
     }
 
     /// Submits the first of the single jobs, and waits for what becomes of it.
@@ -422,21 +399,19 @@ impl<'s> Submitter<'s> {
         }
         self.let_another_go_first();
         let Some(mut single) = self.singles.pop_front() else { return Ok(()) };
-        self.out.clear();
-        let prepared = self.prepare(line, &mut single.batch);
+        self.prepare(line, &mut single.batch, None);
         if single.batch.left().next().is_none() {
-            return Ok(prepared?);
+            return Ok(());
         }
         let copy = single.batch.single(0);
         self.singles.push_front(single);
-        prepared?;
         self.alone = Some(Alone::Begun);
-        put_request(&mut self.out, kind::ECHO_REQ, &[b"?"]);
+        self.out.echo();
         line.clock.owe(1);
         // Before the ECHO_REQ is written: its answer means nothing unless the confirmer knows of the job. Sending fails
         // only when the confirmer has ended, and then writing fails or the answer doesn't come.
         let _ = line.submitted.send(copy);
-        self.write(line)?;
+        self.out.write(&line.link, &[])?;
         self.alone = Some(Alone::Whole);
         let refused = line.answer(None)?.pop();
         self.alone = None;

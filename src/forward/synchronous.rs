@@ -254,7 +254,7 @@ impl<'s> Submitter<'s> {
             }
         };
         // An id that was used before might be merged with a job whose client has gone, and be dropped with it.
-        let mut unique = String::new();
+        let mut unique = Vec::new();
         write_new_unique(&mut unique);
         let queue = config.destination.queue.as_bytes();
         let kind = match config.priority {
@@ -264,7 +264,7 @@ impl<'s> Submitter<'s> {
         };
         let mut out = Vec::with_capacity(1 << 10);
         put_header(&mut out, kind, queue.len() + 1 + unique.len() + 1 + data.len());
-        for argument in [queue, unique.as_bytes()] {
+        for argument in [queue, &unique] {
             out.extend_from_slice(argument);
             out.push(0);
         }

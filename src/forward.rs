@@ -4,6 +4,7 @@
 //! that can't be delivered. It ends whole, with every thread joined and every socket closed; error and stop take the
 //! same way out, and what was not acknowledged goes back to the source.
 
+mod blame;
 mod bulk;
 mod confirmer;
 mod destination;
@@ -37,6 +38,7 @@ use crate::gearman::admin;
 use crate::gearman::connection::{Connection, ConnectionError, Limits};
 use crate::gearman::packet::Incoming;
 use crate::metrics::ForwardMetrics;
+use blame::Blames;
 use destination::Backoff;
 pub use gate::Gates;
 use gate::Stuck;
@@ -142,6 +144,7 @@ struct Life {
     ledger: Mutex<Ledger>,
     /// Whether the ledger may know a job; read for each, without its lock.
     suspicious: AtomicBool,
+    blames: Mutex<Blames>,
     /// Jobs that the destinations took, over all sessions.
     taken: AtomicU64,
     /// When the destination first refused a job as its queue was full, while none was taken since.
@@ -187,6 +190,7 @@ impl Forward {
             metrics,
             ledger: Mutex::default(),
             suspicious: AtomicBool::new(false),
+            blames: Mutex::default(),
             taken: AtomicU64::new(0),
             full_since: Mutex::default(),
             rejections: Mutex::new(Rejections::new("undeliverable jobs")),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, unbounded};
 use log::{Level, log_enabled, trace};
 
+use super::blame::Blame;
 use super::confirmer::{Confirmer, Event, Refused};
 use super::destination::{Clock, Link};
 use super::identity::next_number;
@@ -24,7 +25,7 @@ use crate::gearman::packet::{MAX_UNIQUE_SIZE, kind, put_request};
 use crate::logging::escaped;
 use crate::stages::Scratch;
 
-/// Tries of a job alone, or connections closed on it, after which it is undeliverable.
+/// Tries of a job alone after which it is undeliverable.
 pub const TRIES: u8 = 3;
 
 /// A wait without end, for where a limit must be given.
@@ -56,9 +57,8 @@ struct Single {
     /// Whether it is under suspicion itself; if not, it only waits for a full queue.
     suspect: bool,
     refusals: u8,
-    breaks: u8,
-    /// Jobs that the destination had taken at the last of `breaks`.
-    taken_at_break: u64,
+    /// None while no connection was closed on it in this session.
+    blame: Option<Blame>,
 }
 
 /// How far the submission of a job alone has come.
@@ -463,7 +463,7 @@ impl<'s> Submitter<'s> {
     /// Whether a job is at fault for closed connections is known only when the destination takes another one between them.
     fn let_another_go_first(&mut self) {
         let taken = self.session.life.taken.load(Ordering::Relaxed);
-        let waits = |single: &Single| single.breaks > 0 && single.taken_at_break == taken;
+        let waits = |single: &Single| single.blame.is_some_and(|blame| blame.waits(taken));
         if !self.singles.front().is_some_and(waits) {
             return;
         }
@@ -533,12 +533,11 @@ impl<'s> Submitter<'s> {
             return;
         }
         single.suspect = true;
-        let taken = self.session.life.taken.load(Ordering::Relaxed);
-        if single.breaks == 0 || taken > single.taken_at_break {
-            single.breaks += 1;
-            single.taken_at_break = taken;
-        }
-        if single.breaks >= TRIES
+        let life = self.session.life;
+        let known = || single.batch.jobs.first().map(|job| life.blames.lock().claim(job.key)).unwrap_or_default();
+        let blame = single.blame.get_or_insert_with(known);
+        blame.closed(life.taken.load(Ordering::Relaxed));
+        if blame.is_proved()
             && let Some(single) = self.singles.pop_front()
         {
             let reason = "the destination closed the connection each time it came".to_string();
@@ -546,11 +545,18 @@ impl<'s> Submitter<'s> {
         }
     }
 
-    /// The session goes without this submitter: what was submitted and is unconfirmed keeps its unique id.
+    /// The session goes without this submitter: what was submitted and is unconfirmed keeps its unique id, and what was
+    /// blamed its blame.
     fn leave(self) {
+        let life = self.session.life;
+        for Single { batch, blame, .. } in &self.singles {
+            if let (Some(job), Some(blame)) = (batch.left().next(), blame) {
+                life.blames.lock().note(job.key, *blame);
+            }
+        }
         let singles = self.singles.into_iter().map(|single| single.batch);
         for batch in self.held.into_iter().chain(singles) {
-            self.session.life.note_unconfirmed(batch.left());
+            life.note_unconfirmed(batch.left());
         }
     }
 }
@@ -558,11 +564,5 @@ impl<'s> Submitter<'s> {
 /// Each job of a batch that is not done with.
 fn one_by_one(batch: &Batch, suspect: bool) -> impl Iterator<Item = Single> {
     let open = (batch.next..batch.jobs.len()).filter(|&position| !batch.jobs[position].done);
-    open.map(move |position| Single {
-        batch: batch.single(position),
-        suspect,
-        refusals: 0,
-        breaks: 0,
-        taken_at_break: 0,
-    })
+    open.map(move |position| Single { batch: batch.single(position), suspect, refusals: 0, blame: None })
 }

@@ -183,11 +183,16 @@ impl Plan {
         };
         plan.events.sort_by_key(|(at, _)| *at);
         plan.draw_orders(&mut random, length);
-        if plan.asynchronous && plan.orders.iter().any(|order| plan.class(&order.data) == Class::Poison) {
-            // A job is blamed only when others got through meanwhile, for which there must be room.
-            plan.prefetch = plan.prefetch.max(100);
+        let poison = |order: &&Order| plan.class(&order.data) == Class::Poison;
+        let poisons: Vec<u32> = plan.orders.iter().filter(poison).map(|order| order.kind).collect();
+        if plan.asynchronous && !poisons.is_empty() {
             // It takes the confirmations of others with it.
             plan.destination_is_sound = false;
+            if poisons.contains(&SUBMIT_JOB_HIGH) {
+                // A job is blamed only when others got through meanwhile. One that goes before them whenever it is given
+                // back needs them beside it.
+                plan.prefetch = plan.prefetch.max(100);
+            }
         }
         plan
     }

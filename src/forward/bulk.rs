@@ -6,14 +6,18 @@
 use std::thread;
 use std::time::Duration;
 
-/// So many answers on their way are many: no job server gives out so many jobs in a [`PAUSE`].
-const MANY: usize = 128;
+/// So many answers on their way are many.
+const MANY: usize = 64;
 
-const PAUSE: Duration = Duration::from_millis(1);
+/// The pause for each of them: no job server gives out a third of them in it, so none ever waits for us.
+const PAUSE_PER_ANSWER: Duration = Duration::from_micros(2);
+
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Pauses if many answers are `expected`, before they are read.
 pub fn gather(expected: usize) {
     if expected >= MANY {
-        thread::sleep(PAUSE);
+        let pause = PAUSE_PER_ANSWER.saturating_mul(u32::try_from(expected).unwrap_or(u32::MAX));
+        thread::sleep(pause.min(LONGEST_PAUSE));
     }
 }

@@ -12,7 +12,7 @@ const MANY: usize = 64;
 /// The pause for each of them: no job server gives out a third of them in it, so none ever waits for us.
 const PAUSE_PER_ANSWER: Duration = Duration::from_micros(2);
 
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 
 /// Pauses if many answers are `expected`, before they are read.
 pub fn gather(expected: usize) {

@@ -38,7 +38,6 @@ use crate::gearman::admin;
 use crate::gearman::connection::{Connection, ConnectionError, Limits};
 use crate::gearman::packet::Incoming;
 use crate::metrics::ForwardMetrics;
-use blame::Blames;
 use destination::Backoff;
 pub use gate::Gates;
 use gate::Stuck;
@@ -144,8 +143,7 @@ struct Life {
     ledger: Mutex<Ledger>,
     /// Whether the ledger may know a job; read for each, without its lock.
     suspicious: AtomicBool,
-    blames: Mutex<Blames>,
-    /// Jobs that the destinations took, over all sessions.
+    /// Jobs that the destinations took, over all sessions and reloads.
     taken: AtomicU64,
     /// When the destination first refused a job as its queue was full, while none was taken since.
     full_since: Mutex<Option<Instant>>,
@@ -190,7 +188,6 @@ impl Forward {
             metrics,
             ledger: Mutex::default(),
             suspicious: AtomicBool::new(false),
-            blames: Mutex::default(),
             taken: AtomicU64::new(0),
             full_since: Mutex::default(),
             rejections: Mutex::new(Rejections::new("undeliverable jobs")),
@@ -207,6 +204,7 @@ impl Forward {
                     let former = Arc::clone(&predecessor.life);
                     predecessor.join();
                     *life.ledger.lock() = std::mem::take(&mut *former.ledger.lock());
+                    life.taken.store(former.taken.load(Ordering::Relaxed), Ordering::Relaxed);
                     life.suspicious.store(!life.ledger.lock().is_empty(), Ordering::Release);
                 }
                 life.run();
@@ -492,10 +490,11 @@ impl Life {
         self.suspicious.store(true, Ordering::Release);
     }
 
-    /// Notes the unique ids of jobs that were submitted and go back: they are used again.
+    /// Notes the unique ids of jobs that were submitted and go back, which are used again, and what they are blamed for:
+    /// where a job is the only one that may be held, others get through only while it is not here.
     fn note_unconfirmed<'j>(&self, jobs: impl Iterator<Item = &'j Job>) {
-        for job in jobs.filter(|job| job.number != 0) {
-            self.note(job.key, Fate::Unconfirmed(job.number));
+        for job in jobs.filter(|job| job.number != 0 || job.blame.is_any()) {
+            self.note(job.key, Fate::Unconfirmed(job.number, job.blame));
         }
     }
 }

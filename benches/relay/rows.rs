@@ -35,7 +35,7 @@ pub const ROWS: &[(&str, Row)] = &[
 const SMALL: usize = 600;
 const LARGE: usize = 8_000_000;
 /// Jobs waiting at a source with small hash tables: so many that it gives a bare worker about 95,000 a second. Not fewer
-/// in a quick run, where the source would be another one.
+/// in a quick run where a row stands beside that worker: the source would be another one.
 const PILE: u64 = 200_000;
 
 /// What every row needs.
@@ -296,26 +296,22 @@ fn per_second(rate: f64) -> String {
     format!("{}/s", thousands(rate))
 }
 
-/// What the job servers do by themselves, and what a straightforward relay makes of it.
+/// What a straightforward relay makes of two job servers.
 fn limits(bench: &mut Bench) -> Outcome<Vec<Line>> {
-    let worker = bench.worker()?;
     let (source, destination) = (bench.gearmand(Tables::Default)?, bench.gearmand(Tables::Large)?);
     let (queues, data, count) = (queues(1), small_jobs(), bench.jobs(30_000));
     load::submit(source.port, &Load { queues: &queues, data: &data, unique: false, count })?;
     let naive = rate(count, load::relay_one_by_one(source.port, destination.port, &queues[0], count)?);
-    let bare = |what: &str, rate, note: String| Line {
-        what: what.to_owned(),
-        measured: per_second(rate),
-        note,
-        ..Line::default()
-    };
-    Ok(vec![
-        bare("bare worker at the source", worker, format!("no proxy; {} waiting at first", thousands(PILE as f64))),
-        bare("one-at-a-time relay", naive, "within the benchmark, waiting for each reply".to_owned()),
-    ])
+    let note = "within the benchmark, waiting for each reply".to_owned();
+    Ok(vec![bare("one-at-a-time relay", naive, note)])
 }
 
-/// The plain forward.
+/// A line of what is measured without the proxy.
+fn bare(what: &str, rate: f64, note: String) -> Line {
+    Line { what: what.to_owned(), measured: per_second(rate), note, ..Line::default() }
+}
+
+/// The plain forward, in turn with a bare worker.
 fn loopback(bench: &mut Bench) -> Outcome<Vec<Line>> {
     let data = small_jobs();
     let transfer = Transfer { data: &data, count: PILE, ..Transfer::default() };
@@ -338,7 +334,8 @@ fn loopback(bench: &mut Bench) -> Outcome<Vec<Line>> {
         met: Some(run.proxy <= 1.2),
         ..Line::default()
     };
-    Ok(vec![rate, cpu])
+    let note = format!("no proxy; {} waiting at first", thousands(PILE as f64));
+    Ok(vec![bare("bare worker at the source", worker, note), rate, cpu])
 }
 
 const BARE_WORKER: &str = "bare worker";
@@ -347,17 +344,13 @@ const BOTH: &str = "both at once";
 /// What the proxy does where its source's queue is no burden for that.
 fn fast(bench: &mut Bench) -> Outcome<Vec<Line>> {
     let servers = bench.servers()?;
-    let bare = |what: &str, rate| Line {
-        what: format!("fast source: {what}"),
-        measured: per_second(rate),
-        note: "no proxy".to_owned(),
-        ..Line::default()
-    };
-    let mut lines = vec![
-        bare("bare worker", servers.worker),
-        bare("bare submissions to the destination", servers.submissions),
-        bare("both at once", servers.both),
-    ];
+    let mut lines: Vec<Line> = [
+        ("bare worker", servers.worker),
+        ("bare submissions to the destination", servers.submissions),
+        ("both at once", servers.both),
+    ]
+    .map(|(what, rate)| bare(&format!("fast source: {what}"), rate, "no proxy".to_owned()))
+    .into();
     let plain = small_jobs();
     let encrypted = Encrypted::new()?;
     let base = Transfer { data: &plain, count: bench.many(), source_tables: Tables::Large, ..Transfer::default() };
@@ -436,7 +429,7 @@ fn stages(bench: &mut Bench) -> Outcome<Vec<Line>> {
     let transfer = Transfer {
         data: &encrypted.jobs,
         unique: true,
-        count: bench.jobs(PILE),
+        count: PILE,
         options: &encrypted.options,
         ..Transfer::default()
     };
@@ -455,9 +448,9 @@ fn distances(bench: &mut Bench) -> Outcome<Vec<Line>> {
     let data = small_jobs();
     let worker = bench.worker()?;
     let mut lines = Vec::new();
-    for (milliseconds, count, needed) in [(20, PILE, 45_000.0), (200, PILE / 2, 15_000.0)] {
+    for (milliseconds, count, needed) in [(20, PILE, 45_000.0), (200, bench.jobs(PILE / 2), 15_000.0)] {
         let far = Duration::from_millis(milliseconds);
-        let base = Transfer { data: &data, count: bench.jobs(count), ..Transfer::default() };
+        let base = Transfer { data: &data, count, ..Transfer::default() };
         for (side, transfer) in
             [("destination", Transfer { to_destination: far, ..base }), ("source", Transfer { to_source: far, ..base })]
         {

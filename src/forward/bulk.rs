@@ -9,15 +9,15 @@ use std::time::Duration;
 /// So many answers on their way are many.
 const MANY: usize = 64;
 
-/// The pause for each of them: no job server gives out a third of them in it, so none ever waits for us.
-const PAUSE_PER_ANSWER: Duration = Duration::from_micros(2);
+/// More answers than this make the pause no longer: it ends after two milliseconds.
+const MOST: usize = 1000;
 
-const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+/// The pause for each of them. gearmand takes longer for one as a rule, so it still has some to give when the pause ends.
+const PAUSE_PER_ANSWER: Duration = Duration::from_micros(2);
 
 /// Pauses if many answers are `expected`, before they are read.
 pub fn gather(expected: usize) {
     if expected >= MANY {
-        let pause = PAUSE_PER_ANSWER.saturating_mul(u32::try_from(expected).unwrap_or(u32::MAX));
-        thread::sleep(pause.min(LONGEST_PAUSE));
+        thread::sleep(PAUSE_PER_ANSWER * expected.min(MOST) as u32);
     }
 }

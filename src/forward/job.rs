@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::blame::Blame;
 use crate::gearman::packet::{HEADER_SIZE, MAX_UNIQUE_SIZE, Packet, ProtocolError};
 
 /// Where a job's parts stand in its batch's bytes, and what the submitter has made of it.
@@ -19,6 +20,8 @@ pub struct Job {
     pub sent: Option<u32>,
     /// Nothing is left to do: it was delivered before, rejected or failed.
     pub done: bool,
+    /// What it is blamed for after it was submitted alone.
+    pub blame: Blame,
     /// Connections that the destination closed while this job was submitted on them and not confirmed.
     pub breaks: u8,
 }
@@ -58,6 +61,7 @@ impl Job {
             number: 0,
             sent: None,
             done: false,
+            blame: Blame::default(),
             breaks: 0,
         })
     }

@@ -4,6 +4,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::blame::Blame;
+
 /// Entries of broken connections that are kept at most; the oldest go first.
 const CAPACITY: usize = 65_536;
 
@@ -12,8 +14,8 @@ const CAPACITY: usize = 65_536;
 pub enum Fate {
     /// The destination has it; the acknowledgement may not have arrived.
     Delivered,
-    /// It was submitted under a unique id with this number; nobody knows whether it arrived.
-    Unconfirmed(u64),
+    /// It was submitted, under a unique id with this number unless that is 0; nobody knows whether it arrived.
+    Unconfirmed(u64, Blame),
 }
 
 /// How the last connection to the source ended.
@@ -65,7 +67,7 @@ impl Ledger {
         if process_id.is_some() && process_id != self.process_id {
             self.entries.clear();
         } else if process_id.is_none() {
-            let given_back = |fate| closed && matches!(fate, Fate::Unconfirmed(_));
+            let given_back = |fate| closed && matches!(fate, Fate::Unconfirmed(..));
             self.entries.retain(|_, entry| !entry.anonymous || given_back(entry.fate));
         }
         if self.entries.is_empty() {
@@ -121,11 +123,23 @@ mod tests {
     }
 
     #[test]
+    fn blame_is_remembered_until_it_is_claimed() {
+        let (mut ledger, mut blame) = (Ledger::default(), Blame::default());
+        blame.closed(5);
+        ledger.connected(Some(400));
+        ledger.note(2, Fate::Unconfirmed(0, blame));
+        ledger.connected(Some(400));
+        assert_eq!(ledger.claim(1), None);
+        assert_eq!(ledger.claim(2), Some(Fate::Unconfirmed(0, blame)));
+        assert_eq!(ledger.claim(2), None);
+    }
+
+    #[test]
     fn another_process_knows_nothing_of_the_old_handles() {
         let mut ledger = Ledger::default();
         ledger.connected(Some(400));
         ledger.note(1, Fate::Delivered);
-        ledger.note(2, Fate::Unconfirmed(7));
+        ledger.note(2, Fate::Unconfirmed(7, Blame::default()));
         ledger.connected(Some(401));
         assert!(ledger.is_empty());
     }
@@ -148,16 +162,20 @@ mod tests {
     fn where_the_process_id_says_nothing_a_lost_connection_empties_it() {
         let mut ledger = Ledger::default();
         ledger.connected(None);
-        ledger.note(1, Fate::Unconfirmed(7));
+        ledger.note(1, Fate::Unconfirmed(7, Blame::default()));
         ledger.disconnected(Ending::Lost);
         ledger.connected(None);
         assert!(ledger.is_empty());
 
-        ledger.note(1, Fate::Unconfirmed(7));
+        ledger.note(1, Fate::Unconfirmed(7, Blame::default()));
         ledger.note(2, Fate::Delivered);
         ledger.disconnected(Ending::Closed);
         ledger.connected(None);
-        assert_eq!(ledger.claim(1), Some(Fate::Unconfirmed(7)), "given back by ourselves: its id is used again");
+        assert_eq!(
+            ledger.claim(1),
+            Some(Fate::Unconfirmed(7, Blame::default())),
+            "given back by ourselves: its id is used again"
+        );
         assert_eq!(ledger.claim(2), None);
     }
 

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError, unbounded};
 use log::{Level, log_enabled, trace};
 
-use super::blame::Blame;
 use super::confirmer::{Confirmer, Event, Refused};
 use super::destination::{Clock, Link};
 use super::identity::next_number;
@@ -57,8 +56,6 @@ struct Single {
     /// Whether it is under suspicion itself; if not, it only waits for a full queue.
     suspect: bool,
     refusals: u8,
-    /// None while no connection was closed on it in this session.
-    blame: Option<Blame>,
 }
 
 /// How far the submission of a job alone has come.
@@ -346,7 +343,7 @@ impl<'s> Submitter<'s> {
                         job.done = true;
                         continue;
                     }
-                    Some(Fate::Unconfirmed(number)) => job.number = number,
+                    Some(Fate::Unconfirmed(number, blame)) => (job.number, job.blame) = (number, blame),
                     None => {}
                 }
             }
@@ -463,7 +460,7 @@ impl<'s> Submitter<'s> {
     /// Whether a job is at fault for closed connections is known only when the destination takes another one between them.
     fn let_another_go_first(&mut self) {
         let taken = self.session.life.taken.load(Ordering::Relaxed);
-        let waits = |single: &Single| single.blame.is_some_and(|blame| blame.waits(taken));
+        let waits = |single: &Single| single.batch.left().any(|job| job.blame.waits(taken));
         if !self.singles.front().is_some_and(waits) {
             return;
         }
@@ -533,11 +530,9 @@ impl<'s> Submitter<'s> {
             return;
         }
         single.suspect = true;
-        let life = self.session.life;
-        let known = || single.batch.jobs.first().map(|job| life.blames.lock().claim(job.key)).unwrap_or_default();
-        let blame = single.blame.get_or_insert_with(known);
-        blame.closed(life.taken.load(Ordering::Relaxed));
-        if blame.is_proved()
+        let taken = self.session.life.taken.load(Ordering::Relaxed);
+        single.batch.jobs.iter_mut().for_each(|job| job.blame.closed(taken));
+        if single.batch.jobs.iter().any(|job| job.blame.is_proved())
             && let Some(single) = self.singles.pop_front()
         {
             let reason = "the destination closed the connection each time it came".to_string();
@@ -545,18 +540,11 @@ impl<'s> Submitter<'s> {
         }
     }
 
-    /// The session goes without this submitter: what was submitted and is unconfirmed keeps its unique id, and what was
-    /// blamed its blame.
+    /// The session goes without this submitter: what was submitted and is unconfirmed keeps its unique id and its blame.
     fn leave(self) {
-        let life = self.session.life;
-        for Single { batch, blame, .. } in &self.singles {
-            if let (Some(job), Some(blame)) = (batch.left().next(), blame) {
-                life.blames.lock().note(job.key, *blame);
-            }
-        }
         let singles = self.singles.into_iter().map(|single| single.batch);
         for batch in self.held.into_iter().chain(singles) {
-            life.note_unconfirmed(batch.left());
+            self.session.life.note_unconfirmed(batch.left());
         }
     }
 }
@@ -564,5 +552,5 @@ impl<'s> Submitter<'s> {
 /// Each job of a batch that is not done with.
 fn one_by_one(batch: &Batch, suspect: bool) -> impl Iterator<Item = Single> {
     let open = (batch.next..batch.jobs.len()).filter(|&position| !batch.jobs[position].done);
-    open.map(move |position| Single { batch: batch.single(position), suspect, refusals: 0, blame: None })
+    open.map(move |position| Single { batch: batch.single(position), suspect, refusals: 0 })
 }

@@ -263,12 +263,7 @@ impl<'s> Submitter<'s> {
             Priority::High => kind::SUBMIT_JOB_HIGH,
         };
         let mut out = Vec::with_capacity(1 << 10);
-        put_header(&mut out, kind, queue.len() + 1 + unique.len() + 1 + data.len());
-        for argument in [queue, &unique] {
-            out.extend_from_slice(argument);
-            out.push(0);
-        }
-        out.extend_from_slice(data);
+        put_request(&mut out, kind, &[queue, &unique, data]);
         *line.expected.lock() = Some(Expected {
             handle: parts.handle.to_vec(),
             remote_handle: None,

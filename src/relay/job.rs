@@ -1,0 +1,274 @@
+//! A job, complete at birth: where its parts stand in the block it was read into, and what tells it from every other.
+//!
+//! The same job always gets the same identity, so that a destination merges what had to be submitted twice; two jobs never
+//! do.
+
+use std::fmt;
+use std::io::Write;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::gearman::packet::{HEADER_SIZE, MAX_UNIQUE_SIZE, Packet, ProtocolError};
+
+/// Process ids below this say nothing: those of early processes and in containers are the same again after a restart.
+const FIRST_TELLING_PROCESS_ID: u32 = 300;
+
+/// Takes a block's bytes back when the last job in it is done with.
+pub trait Home: Send + Sync {
+    fn take_back(&self, bytes: Vec<u8>);
+}
+
+/// Bytes that were read at once, with whole jobs in them.
+pub struct Block {
+    bytes: Vec<u8>,
+    home: Option<Arc<dyn Home>>,
+}
+
+impl Block {
+    pub fn new(bytes: Vec<u8>, home: Option<Arc<dyn Home>>) -> Block {
+        Block { bytes, home }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            home.take_back(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({} bytes)", self.bytes.len())
+    }
+}
+
+/// Where the parts of a job stand in a block, and its identity; becomes a [`Job`] with that block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    handle: (u32, u32),
+    unique: (u32, u32),
+    data: (u32, u32),
+    pub identity: Identity,
+}
+
+impl Parts {
+    /// Reads a JOB_ASSIGN_UNIQ that begins at `start` of the bytes that become a block.
+    ///
+    /// # Errors
+    /// It lacks an argument, or its handle is empty.
+    pub fn read(start: usize, packet: &Packet<'_>, origin: &Origin) -> Result<Parts, ProtocolError> {
+        let ([handle, queue, unique], data) = packet.arguments()?;
+        if handle.is_empty() {
+            return Err(ProtocolError::BadArguments(packet.kind));
+        }
+        let range = |start: usize, length: usize| (start as u32, (start + length) as u32);
+        let handle_at = start + HEADER_SIZE;
+        let unique_at = handle_at + handle.len() + 1 + queue.len() + 1;
+        let data_at = unique_at + unique.len() + 1;
+        // gearmand stores a unique id of 64 bytes as 63 and puts a NUL before the data.
+        let extra = usize::from(unique.len() == MAX_UNIQUE_SIZE && data.first() == Some(&0));
+        let data = data.get(extra..).unwrap_or_default();
+        Ok(Parts {
+            handle: range(handle_at, handle.len()),
+            unique: range(unique_at, unique.len()),
+            data: range(data_at + extra, data.len()),
+            identity: origin.identify(handle, unique, data),
+        })
+    }
+
+    /// The bytes from its handle to the end of its data.
+    pub fn size(&self) -> usize {
+        (self.data.1 - self.handle.0) as usize
+    }
+
+    pub fn data_size(&self) -> usize {
+        (self.data.1 - self.data.0) as usize
+    }
+
+    pub fn in_block(self, block: Arc<Block>) -> Job {
+        Job { block, parts: self }
+    }
+
+    /// The same job in a block of its own, for bytes that must not keep a large block alive.
+    pub fn moved_by(self, offset: usize) -> Parts {
+        let shift = |(start, end): (u32, u32)| (start - offset as u32, end - offset as u32);
+        Parts { handle: shift(self.handle), unique: shift(self.unique), data: shift(self.data), ..self }
+    }
+
+    /// Where its bytes stand, from its handle to the end of its data.
+    pub fn range(&self) -> Range<usize> {
+        self.handle.0 as usize..self.data.1 as usize
+    }
+}
+
+/// A job that was taken from the source.
+#[derive(Debug, Clone)]
+pub struct Job {
+    block: Arc<Block>,
+    parts: Parts,
+}
+
+impl Job {
+    fn part(&self, (start, end): (u32, u32)) -> &[u8] {
+        self.block.bytes.get(start as usize..end as usize).unwrap_or_default()
+    }
+
+    /// The source's handle.
+    pub fn handle(&self) -> &[u8] {
+        self.part(self.parts.handle)
+    }
+
+    /// The source's unique id; empty for none.
+    pub fn unique(&self) -> &[u8] {
+        self.part(self.parts.unique)
+    }
+
+    /// As it came.
+    pub fn data(&self) -> &[u8] {
+        self.part(self.parts.data)
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.parts.identity
+    }
+
+    /// The bytes that a held job counts with.
+    pub fn size(&self) -> usize {
+        self.parts.size()
+    }
+}
+
+/// What tells a job from every other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Of the source server's process, queue, handle, data and unique id.
+    pub key: u128,
+    /// The same without the unique id: what the job's own unique id is made of.
+    pub id: u128,
+}
+
+/// A hash of fixed definition: its outcome may meet those of an older release at the destination.
+///
+/// Two lanes of 64 bits; each word pair is multiplied into 128 bits and folded (the scheme of wyhash). Every part is
+/// hashed with its length, so that parts can't run into each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Hash128 {
+    low: u64,
+    high: u64,
+}
+
+// Digits of pi: nothing up the sleeve.
+const K: [u64; 4] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
+
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+impl Hash128 {
+    const START: Hash128 = Hash128 { low: K[1], high: K[3] };
+
+    fn mix(&mut self, a: u64, b: u64) {
+        self.low = fold(a ^ K[0], b ^ self.low);
+        self.high = fold(b ^ K[2], a ^ self.high);
+    }
+
+    fn part(mut self, bytes: &[u8]) -> Hash128 {
+        let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        let (chunks, rest) = bytes.as_chunks::<16>();
+        for chunk in chunks {
+            let (a, b) = chunk.split_at(8);
+            self.mix(word(a), word(b));
+        }
+        let (a, b) = rest.split_at(rest.len().min(8));
+        self.mix(word(a), word(b));
+        self.mix(bytes.len() as u64, K[0]);
+        self
+    }
+
+    fn finish(mut self) -> u128 {
+        self.mix(K[2], K[1]);
+        u128::from(self.high) << 64 | u128::from(self.low)
+    }
+}
+
+/// The part of a job's identity that all jobs of one source connection share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    hash: Hash128,
+}
+
+impl Origin {
+    /// `server` as written in the configuration; the process id as the server told it.
+    pub fn new(server: &str, process_id: Option<u32>, queue: &str) -> Origin {
+        let number = telling(process_id).unwrap_or_default().to_le_bytes();
+        Origin { hash: Hash128::START.part(server.as_bytes()).part(&number).part(queue.as_bytes()) }
+    }
+
+    pub fn identify(&self, handle: &[u8], unique: &[u8], data: &[u8]) -> Identity {
+        let hash = self.hash.part(handle).part(data);
+        Identity { key: hash.part(unique).finish(), id: hash.finish() }
+    }
+}
+
+/// The process id, where it tells a server from the one before its restart.
+pub fn telling(process_id: Option<u32>) -> Option<u32> {
+    process_id.filter(|&id| id >= FIRST_TELLING_PROCESS_ID)
+}
+
+/// The unique id under which an asynchronous job is submitted unless `uniq_callback` gives another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UniqueId {
+    /// The source's own.
+    Source,
+    /// Made of the number in the job's handle, its identity and this number of the server's process: 0, or a random one
+    /// where the server was restarted under the same process id.
+    Hash(u64),
+    /// This random number of the forward and a counter: never used before.
+    Numbered(u128, u64),
+}
+
+impl UniqueId {
+    /// Replaces what is in `out` by the id of `job`, 63 bytes at most.
+    pub fn write(self, out: &mut Vec<u8>, job: &Job) {
+        out.clear();
+        match self {
+            UniqueId::Source => out.extend_from_slice(job.unique()),
+            UniqueId::Hash(epoch) => {
+                out.extend_from_slice(digits(job.handle()));
+                out.push(b'-');
+                let id = job.parts.identity.id;
+                out.extend_from_slice(&hex(if epoch == 0 { id } else { Hash128::START.part(&id.to_le_bytes()).part(&epoch.to_le_bytes()).finish() }));
+            }
+            UniqueId::Numbered(random, number) => {
+                out.extend_from_slice(&hex(random));
+                // Writing to a Vec can't fail.
+                let _ = write!(out, "-{number}");
+            }
+        }
+    }
+}
+
+/// The digits at the end of a handle such as `H:host:123`, twenty at most.
+fn digits(handle: &[u8]) -> &[u8] {
+    let count = handle.iter().rev().take(20).take_while(|byte| byte.is_ascii_digit()).count();
+    if count == 0 { b"0" } else { &handle[handle.len() - count..] }
+}
+
+/// A handle's number and what stands before it; none where it ends in no number.
+pub fn handle_number(handle: &[u8]) -> Option<(&[u8], u64)> {
+    let count = handle.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    let (before, number) = handle.split_at(handle.len() - count);
+    Some((before, std::str::from_utf8(number).ok()?.parse().ok()?))
+}
+
+/// As 32 hex digits; std's formatting takes as long as the hash of a whole job.
+fn hex(number: u128) -> [u8; 32] {
+    let mut digits = [0; 32];
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
+        *pair = [byte >> 4, byte & 15].map(|digit| if digit < 10 { b'0' + digit } else { b'a' - 10 + digit });
+    }
+    digits
+}

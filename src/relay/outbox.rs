@@ -1,0 +1,134 @@
+//! Bytes on their way out: what one socket is to be sent, and who writes it.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use super::job::Job;
+use crate::gearman::packet::{ProtocolError, put_header};
+
+/// Data that no stage changed and that is at least so large is written from where it was read to, bytes; copying less is
+/// cheaper.
+const REFERENCED_DATA: usize = 256;
+
+/// Submissions that are written together. Data that no stage has changed is not copied.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// Everything but the data of `references`.
+    bytes: Vec<u8>,
+    /// Jobs whose data comes when so many of `bytes` have been written.
+    references: Vec<(usize, Job)>,
+    /// The length of all data of `references`.
+    referenced: usize,
+    written: usize,
+}
+
+impl Chunk {
+    /// Of these bytes alone.
+    pub fn of(bytes: Vec<u8>) -> Chunk {
+        Chunk { bytes, ..Chunk::default() }
+    }
+
+    /// Bytes that are not written yet.
+    pub fn len(&self) -> usize {
+        (self.bytes.len() + self.referenced).saturating_sub(self.written)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends the submission of `job` with this data, and returns its length. `None` is the job's own data, which need not
+    /// be copied.
+    ///
+    /// # Errors
+    /// The packet would be longer than its header can say.
+    pub fn submit(&mut self, kind: u32, queue: &[u8], unique: &[u8], job: &Job, data: Option<&[u8]>) -> Result<u32, ProtocolError> {
+        let before = self.len();
+        let payload = data.unwrap_or(job.data());
+        put_header(&mut self.bytes, kind, queue.len() + 1 + unique.len() + 1 + payload.len())?;
+        for argument in [queue, unique] {
+            self.bytes.extend_from_slice(argument);
+            self.bytes.push(0);
+        }
+        if data.is_none() && payload.len() >= REFERENCED_DATA {
+            self.references.push((self.bytes.len(), job.clone()));
+            self.referenced += payload.len();
+        } else {
+            self.bytes.extend_from_slice(payload);
+        }
+        Ok((self.len() - before) as u32)
+    }
+
+    /// What is not written yet.
+    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+        let mut slices = Vec::with_capacity(2 * self.references.len() + 1);
+        let mut skip = self.written;
+        let mut push = |bytes: &'_ [u8]| -> Option<(usize, usize)> {
+            let skipped = skip.min(bytes.len());
+            skip -= skipped;
+            (skipped < bytes.len()).then_some((skipped, bytes.len()))
+        };
+        let mut at = 0;
+        for (after, job) in &self.references {
+            let own = self.bytes.get(at..*after).unwrap_or_default();
+            for part in [own, job.data()] {
+                if let Some((from, to)) = push(part) {
+                    slices.push(IoSlice::new(&part[from..to]));
+                }
+            }
+            at = *after;
+        }
+        let own = self.bytes.get(at..).unwrap_or_default();
+        if let Some((from, to)) = push(own) {
+            slices.push(IoSlice::new(&own[from..to]));
+        }
+        slices
+    }
+
+    /// So many bytes were written.
+    pub fn advance(&mut self, count: usize) {
+        self.written += count;
+    }
+}
+
+/// What a destination is to be sent, in order. Whoever takes from it writes alone until he has reported.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    chunks: VecDeque<Chunk>,
+    writing: bool,
+}
+
+impl Outbox {
+    pub fn push(&mut self, chunk: Chunk) {
+        if !chunk.is_empty() {
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    /// The next chunk, and with it the right to write, unless somebody has that.
+    pub fn take(&mut self) -> Option<Chunk> {
+        if self.writing {
+            return None;
+        }
+        let chunk = self.chunks.pop_front()?;
+        self.writing = true;
+        Some(chunk)
+    }
+
+    /// Gives the right to write back, with what was not written.
+    pub fn written(&mut self, rest: Option<Chunk>) {
+        self.writing = false;
+        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+            self.chunks.push_front(rest);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Whether somebody writes.
+    pub fn is_taken(&self) -> bool {
+        self.writing
+    }
+}

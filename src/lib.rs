@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod notify;
 pub mod pidfile;
 pub mod proxy;
+pub mod relay;
 pub mod stages;
 pub mod status;
 pub mod top;

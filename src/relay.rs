@@ -4,313 +4,423 @@
 //! ([`Relay::next`]), and carries out what concerns others ([`Relay::actions`]). A [`Step`] owns what it needs, so that it is
 //! done without the lock around the relay. See docs/architecture.md.
 
+mod event;
 mod exchange;
 mod flight;
 mod intake;
 mod job;
+mod jobs;
 mod ledger;
 mod line;
 mod outage;
 mod outbox;
 mod quarantine;
+mod rejects;
 mod session;
 mod window;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::stages::Undeliverable;
-
+pub use event::{Actions, Batch, Cause, Event, LineId, Loss, Now, Pump, Reason, Settings, Staged, Step, Tell, Timing};
+pub use flight::{Reply, read_replies};
 pub use intake::{Intake, SourcePacket};
 pub use job::{Block, Home, Job, Origin, UniqueId, telling};
-pub use flight::{Reply, read_replies};
 pub use outbox::Chunk;
 
-/// The time since some fixed moment. It never goes back.
-pub type Now = Duration;
+use jobs::{Held, Jobs};
+use ledger::Ledger;
+use line::Line;
+use outage::Outage;
+use rejects::Rejects;
+use session::{Phase, Session};
 
-/// What a forward is, as far as its decisions depend on it.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub asynchronous: bool,
-    /// Submitters.
-    pub workers: usize,
-    /// Jobs asked for and held at most.
-    pub prefetch: usize,
-    /// Bytes of jobs held at most; one job of any size always may be.
-    pub byte_limit: usize,
-    /// How long a synchronous job may take, from its arrival.
-    pub timeout: Option<Duration>,
-    /// Destinations, of which one is used at a time.
-    pub destinations: usize,
-    /// Whether undeliverable jobs have somewhere to go; else they are failed.
-    pub reject_queue: bool,
-    /// A random number of this relay alone: for unique ids that are never used again, and for jitter.
-    pub random: u128,
-    pub timing: Timing,
-}
+/// Packets that a peer may send though nobody asked for them, before it counts as broken.
+const STRAYS: usize = 64;
 
-/// Every duration in a forward's life. The default is what the documentation says.
-#[derive(Debug, Clone)]
-pub struct Timing {
-    /// The first wait between tries to connect.
-    pub backoff: Duration,
-    /// The longest wait between tries to connect.
-    pub longest_backoff: Duration,
-    /// The longest wait between tries to submit to a full queue.
-    pub longest_full_backoff: Duration,
-    /// For a server to make progress while it owes an answer, before what the line's rate adds.
-    pub answer: Duration,
-    /// The most for that with what the rate adds.
-    pub longest_answer: Duration,
-    /// From the first sign of trouble with every submitter until the jobs are given back.
-    pub release: Duration,
-    /// Between probes of an idle source.
-    pub probe: Duration,
-    /// Between probes of a destination that runs a synchronous job.
-    pub job_probe: Duration,
-    /// From a stop until what was taken goes back.
-    pub stop: Duration,
-    /// The same where nothing is held and no acknowledgement is unproven.
-    pub idle_stop: Duration,
-    /// For the replies that destinations owe when the source is gone.
-    pub settle: Duration,
-    /// For the source to answer that it has heard all acknowledgements, before it is left.
-    pub farewell: Duration,
-    /// What may be unconfirmed on a line, in time at its measured rate.
-    pub unconfirmed: Duration,
-    /// After this, what was full is tried again whatever it counts.
-    pub full_patience: Duration,
-}
+/// While so much is to be written to the source, no results are read that would add to it, bytes.
+const MAX_OUTPUT: usize = 1 << 20;
 
-impl Default for Timing {
-    fn default() -> Self {
-        Timing {
-            backoff: Duration::from_millis(500),
-            longest_backoff: Duration::from_secs(15),
-            longest_full_backoff: Duration::from_secs(2),
-            answer: Duration::from_secs(15),
-            longest_answer: Duration::from_secs(25),
-            release: Duration::from_secs(30),
-            probe: Duration::from_secs(30),
-            job_probe: Duration::from_secs(10),
-            stop: Duration::from_secs(10),
-            idle_stop: Duration::from_secs(1),
-            settle: Duration::from_secs(10),
-            farewell: Duration::from_secs(2),
-            unconfirmed: Duration::from_secs(5),
-            full_patience: Duration::from_secs(300),
-        }
-    }
-}
+/// How soon a reader that has no room looks again, as others may have given some back.
+const ROOM_LOOK: Duration = Duration::from_millis(100);
 
-/// A destination connection: its submitter, and the how many-th of that submitter it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct LineId {
-    pub submitter: usize,
-    pub generation: u32,
-}
-
-/// Who asks for its next step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Pump {
-    /// Reads the source.
-    Reader,
-    /// Writes a destination connection; connects it.
-    Submitter(usize),
-    /// Reads a destination connection.
-    Confirmer(usize),
-    /// Talks to the reject queue's server.
-    Rejecter,
-}
-
-/// Why a server can't be worked with: in our own words, for log and status.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cause {
-    /// The same for the same reason, whatever numbers stand in the text.
-    pub kind: &'static str,
-    /// Printable ASCII without brackets, quotes and bars, 80 bytes at most.
-    pub text: String,
-    /// What to do about it, where that is known.
-    pub advice: Option<&'static str>,
-}
-
-/// How a connection ended or did not come about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loss {
-    /// The server closed or reset a connection that had been in use: a job that it can't bear may be why.
-    pub closed: bool,
-    /// The server broke the protocol: it does not shorten the waits, whatever it had delivered.
-    pub nonsense: bool,
-    pub cause: Cause,
-}
-
-/// What happened.
+/// One forward.
 #[derive(Debug)]
-pub enum Event {
-    /// The source is connected and has answered. `process_id` as the server told it. `same` where another connection that
-    /// outlived the break of the last one proves that the server is the same process.
-    SourceConnected { generation: u32, process_id: Option<u32>, same: bool },
-    SourceFailed { generation: u32, loss: Loss },
-    SourcePackets { generation: u32, packets: Vec<SourcePacket> },
-    /// The bytes of a [`Step::WriteSource`] were written but for `rest`, which comes first when the next are.
-    SourceWritten { generation: u32, rest: Vec<u8> },
-    SourceLost { generation: u32, loss: Loss },
-    /// The destination is connected and has answered.
-    Connected(LineId),
-    ConnectFailed(LineId, Loss),
-    /// The stages of a batch were run. `outcomes` in the order of its jobs; `chunk` has the submissions.
-    Staged { line: LineId, number: u64, outcomes: Vec<Staged>, chunk: Chunk },
-    /// A blocking write has waited for room, and got it: the destination takes bytes.
-    Progress(LineId),
-    /// A [`Step::Write`] has ended; `rest` is what was not written.
-    Written { line: LineId, rest: Option<Chunk> },
-    Replies { line: LineId, replies: Vec<Reply> },
-    Lost(LineId, Loss),
-    /// What became of the jobs of a [`Step::Reject`], in their order: whether the reject queue took each. `loss` is why
-    /// not all.
-    Rejected { taken: Vec<bool>, loss: Option<Loss> },
-    /// The answer to a [`Step::Count`].
-    Counted(Option<u64>),
-    /// Nothing happened but that time passed. Due when [`Relay::due`] says so.
-    Time,
-    /// The forward is to end.
-    Stop,
-}
-
-/// What became of a job in its stages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Staged {
-    /// Its submission is in the chunk: bytes of its data, and of the whole packet.
-    Submitted { data: u32, packet: u32 },
-    Undeliverable(Undeliverable),
-    /// Older than `max_age`.
-    Expired,
-    /// The forward stops: it was not staged to the end.
-    Interrupted,
-}
-
-/// What a pump is to do next.
-#[derive(Debug)]
-pub enum Step {
-    /// Reader: connect the source; then `SourceConnected` or `SourceFailed`.
-    ConnectSource { generation: u32 },
-    /// Reader, confirmer: read once from the current connection; `expected` answers are on their way. Then
-    /// `SourcePackets`, `Replies`, `SourceLost` or `Lost`.
-    Read { generation: u32, expected: usize },
-    /// Run the stages; then `Staged`.
-    Stage(Batch),
-    /// Write to a destination; then `Written`, or `Lost`. The reader must not block: what the socket doesn't take is the rest.
-    Write(LineId, Chunk),
-    /// Write to the source; then `SourceWritten` (or `SourceLost`, by the reader, as the socket is shut down).
-    WriteSource { generation: u32, bytes: Vec<u8> },
-    /// Submitter: connect destination number `destination`; then `Connected` or `ConnectFailed`.
-    Connect { line: LineId, destination: usize },
-    /// Rejecter: submit these to the reject queue under these ids; then `Rejected`.
-    Reject(Vec<(Job, UniqueId)>),
-    /// Submitter: ask how many jobs the queue of destination number `destination` holds; then `Counted`.
-    Count { destination: usize },
-    /// Reader: wait this long, or for a wake-up, before anything else.
-    Pause(Duration),
-    /// Wait for a wake-up.
-    Park,
-    /// The thread ends.
-    End,
-}
-
-/// Jobs whose stages are to be run.
-#[derive(Debug)]
-pub struct Batch {
-    pub line: LineId,
-    pub number: u64,
-    /// Each with the unique id under which it is submitted unless its stages give another.
-    pub jobs: Vec<(Job, UniqueId)>,
-}
-
-/// What is to be done at once by whoever fed an event; none of it can block.
-#[derive(Debug, Default)]
-pub struct Actions {
-    /// Source connections whose socket is to be shut down, which wakes who reads or writes it.
-    pub close_source: Option<u32>,
-    /// The same for destination connections.
-    pub close: Vec<LineId>,
-    /// Pumps that are parked (or pause) and have something to do.
-    pub wake: Vec<Pump>,
-    pub tell: Vec<Tell>,
-    /// Jobs that are done with: dropped outside the lock.
-    pub finished: Vec<Job>,
-}
-
-/// What the log, the counters and the status are told.
-#[derive(Debug, PartialEq)]
-pub enum Tell {
-    /// A session began: jobs can come. `after` how long a trouble.
-    Relaying { after: Option<Duration> },
-    /// The session's source connection is gone.
-    Apart,
-    SourceLost { cause: Cause, retry: Duration },
-    /// A submitter is in trouble. `alone` while others are well; `held` jobs, for `release` at most before they go back.
-    DestinationLost { destination: usize, cause: Cause, alone: bool, held: usize, retry: Duration, release: Option<Duration> },
-    /// The destination works again `after` a trouble of this length.
-    DestinationBack { destination: usize, after: Duration },
-    /// The forward goes on with another destination.
-    Switched { destination: usize },
-    RejecterLost { cause: Cause, held: usize, retry: Duration },
-    RejecterBack { after: Duration },
-    /// Unacknowledged jobs go back to the source.
-    GivenBack { jobs: usize },
-    /// Jobs were taken, and acknowledged: their data's bytes as they came and as they went; `waited` for each from its arrival.
-    Delivered { jobs: u64, bytes_in: u64, bytes_out: u64, waited: Duration },
-    /// A destination made progress without taking a job.
-    Progress,
-    /// A job was moved to the reject queue, or failed.
-    Rejected { handle: Vec<u8>, reason: Reason, moved: bool },
-    /// A synchronous job was failed that may have run.
-    Failed { handle: Vec<u8>, reason: Reason },
-    Expired { jobs: u64 },
-    /// The source has an ERROR for us, as it has for an acknowledgement of a job that it doesn't know.
-    SourceError,
-    /// The source was restarted under the same process id.
-    Restarted,
-    /// The forward has ended; this many jobs go back.
-    Stopped { left: usize },
-}
-
-/// Why a job can't be delivered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reason {
-    Stage(Undeliverable),
-    /// More bytes of data than `max_job_size`.
-    TooLarge { size: usize },
-    /// The destination refused it with this code, alone, three times.
-    Refused(String),
-    /// The destination closed the connection each time it came alone, and took others between.
-    Poison,
-    /// No result within the forward's `timeout`.
-    Timeout,
-    /// The connection broke on the last of three tries.
-    Lost(Cause),
+pub struct Relay {
+    settings: Settings,
+    session: Session,
+    lines: Vec<Line>,
+    jobs: Jobs,
+    /// To be submitted, in the order of arrival.
+    waiting: VecDeque<u32>,
+    /// To be tried alone: the destination refused them, or closed connections on them.
+    suspects: VecDeque<u32>,
+    rejects: Rejects,
+    outage: Outage,
+    ledger: Ledger,
+    /// Jobs that the destinations took, over all sessions and reloads.
+    taken: u64,
+    batches: u64,
+    /// The last number in a unique id that is never used again.
+    numbers: u64,
+    randoms: u64,
+    stopping: Option<Now>,
+    /// Jobs that went back at the stop.
+    left: usize,
+    expired: u64,
+    reader_parked: bool,
+    /// The reader waits until jobs were released.
+    reader_is_held_up: bool,
+    /// The submitter whose connection the reader is to write.
+    direct: Option<usize>,
+    /// Bytes that all forwards together may still hold.
+    spare: usize,
+    now: Now,
+    /// Delivered since that was last told: jobs, bytes in, bytes out, time from arrival.
+    delivered: (u64, u64, u64, Duration),
+    progressed: bool,
+    actions: Actions,
 }
 
 /// What outlives a relay: a successor for the same source server and queue knows it.
 #[derive(Debug, Default)]
 pub struct Legacy {
-    ledger: ledger::Ledger,
-    /// Jobs that the destinations took.
+    ledger: Ledger,
     taken: u64,
+    probing: bool,
 }
 
-/// The signatures that pumps and simulator use:
-///
-///     impl Relay {
-///         pub fn new(settings: Settings, legacy: Legacy) -> Relay
-///         pub fn event(&mut self, now: Now, event: Event)
-///         pub fn next(&mut self, now: Now, pump: Pump) -> Step
-///         pub fn actions(&mut self) -> Actions          // after each event and each next
-///         pub fn due(&self) -> Now                      // when Event::Time is due, Duration::MAX for never
-///         pub fn set_spare(&mut self, bytes: usize)     // what all forwards together may still hold
-///         pub fn has_ended(&self) -> bool
-///         pub fn held(&self) -> usize
-///         pub fn into_legacy(self) -> Legacy
-///     }
-pub struct Relay {}
+impl Relay {
+    /// A forward that is not connected yet. `legacy` is what its predecessor knew, or nothing.
+    pub fn new(settings: Settings, legacy: Legacy) -> Relay {
+        let Legacy { ledger, taken, probing } = legacy;
+        Relay {
+            session: Session::new(settings.prefetch_is_explicit, settings.byte_limit),
+            lines: (0..settings.workers).map(|_| Line::new()).collect(),
+            jobs: Jobs::default(),
+            waiting: VecDeque::new(),
+            suspects: VecDeque::new(),
+            rejects: Rejects::default(),
+            outage: Outage { probing, ..Outage::default() },
+            ledger,
+            taken,
+            batches: 0,
+            numbers: 0,
+            randoms: 0,
+            stopping: None,
+            left: 0,
+            expired: 0,
+            reader_parked: false,
+            reader_is_held_up: false,
+            direct: None,
+            spare: usize::MAX,
+            now: Now::ZERO,
+            delivered: Default::default(),
+            progressed: false,
+            actions: Actions::default(),
+            settings,
+        }
+    }
+
+    /// What the next relay for the same source is to know. For one that has ended.
+    pub fn into_legacy(self) -> Legacy {
+        Legacy { ledger: self.ledger, taken: self.taken, probing: self.outage.probing }
+    }
+
+    /// Whether everything is over.
+    pub fn has_ended(&self) -> bool {
+        self.session.phase == Phase::Ended
+    }
+
+    /// Jobs that are taken and neither acknowledged nor given back.
+    pub fn held(&self) -> usize {
+        self.session.window.held()
+    }
+
+    /// Their bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.session.window.held_bytes()
+    }
+
+    /// When the oldest of them came.
+    pub fn oldest(&self) -> Option<Now> {
+        let held = self.jobs.all().into_iter().filter_map(|slot| self.jobs.get(slot));
+        held.filter(|held| !held.gone).map(|held| held.arrived).min()
+    }
+
+    /// Whether the source has nothing for us, as far as it told.
+    pub fn is_idle(&self) -> bool {
+        self.session.window.asleep() && self.session.window.held() == 0
+    }
+
+    /// What all forwards together may still hold, bytes.
+    pub fn set_spare(&mut self, bytes: usize) {
+        self.spare = bytes;
+    }
+
+    /// What happened. Afterwards [`Relay::actions`] are due, and a pump asks for its next step.
+    pub fn event(&mut self, now: Now, event: Event) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        match event {
+            Event::SourceConnected { generation, process_id, same } => {
+                self.source_connected(now, generation, process_id, same);
+            }
+            Event::SourceFailed { generation, loss } => self.source_failed(now, generation, &loss),
+            Event::SourcePackets { generation, packets } => self.source_packets(now, generation, packets),
+            Event::SourceWritten { generation, buffer, failed } => self.source_written(generation, buffer, failed),
+            Event::SourceLost { generation, loss } => self.source_lost(now, generation, &loss),
+            Event::Connected(line) => self.connected(now, line),
+            Event::ConnectFailed(line, loss) => self.connect_failed(now, line, &loss),
+            Event::Staged { line, number, outcomes, chunk } => self.staged(now, line, number, outcomes, chunk),
+            Event::Progress(line) => self.progress(now, line),
+            Event::Written { line, rest, failed } => self.written(now, line, rest, failed),
+            Event::Replies { line, replies } => self.replies(now, line, replies),
+            Event::Lost(line, loss) => self.lost(now, line, &loss),
+            Event::Rejected { taken, loss } => self.rejected(now, taken, loss),
+            Event::Counted(count) => self.counted(now, count),
+            Event::Time => self.time(now),
+            Event::Stop => self.stop(now),
+        }
+    }
+
+    fn time(&mut self, now: Now) {
+        self.lines_at(now);
+        self.timeouts_at(now);
+        self.check_release(now);
+        self.source_at(now);
+        self.settle(now);
+        self.ask(now);
+    }
+
+    fn stop(&mut self, now: Now) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(now);
+        if let Phase::Settling { until } = &mut self.session.phase {
+            *until = (*until).min(now + self.settings.timing.stop);
+        }
+        self.source_at(now);
+        self.settle(now);
+    }
+
+    /// What a pump is to do now.
+    pub fn next(&mut self, now: Now, pump: Pump) -> Step {
+        self.now = self.now.max(now);
+        let now = self.now;
+        if self.has_ended() {
+            return Step::End;
+        }
+        match pump {
+            Pump::Reader => self.next_of_reader(now),
+            Pump::Submitter(submitter) => self.next_of_submitter(now, submitter),
+            Pump::Confirmer(submitter) => self.next_of_confirmer(now, submitter),
+            Pump::Rejecter => self.next_of_rejecter(now),
+        }
+    }
+
+    fn write_source(&mut self, now: Now) -> Option<Step> {
+        let generation = self.session.generation;
+        self.session.take_output(now).map(|bytes| Step::WriteSource { generation, bytes })
+    }
+
+    fn next_of_reader(&mut self, now: Now) -> Step {
+        self.reader_is_held_up = false;
+        if let Some(generation) = self.connect_source(now) {
+            return Step::ConnectSource { generation };
+        }
+        if let Some(step) = self.direct.take().and_then(|submitter| self.write(submitter)) {
+            return step;
+        }
+        if self.session.is_on() {
+            if let Some(batch) = self.direct(now) {
+                self.direct = Some(batch.line.submitter);
+                return Step::Stage(batch);
+            }
+            if let Some(step) = self.write_source(now) {
+                return step;
+            }
+            let patience = self.session.window.patience(now);
+            if !patience.is_zero() {
+                self.reader_parked = true;
+                return Step::Pause(patience);
+            }
+            self.ask(now);
+            if let Some(step) = self.write_source(now) {
+                return step;
+            }
+            if self.has_room() {
+                let expected = self.session.window.on_wire();
+                return Step::Read { generation: self.session.generation, expected };
+            }
+            self.reader_is_held_up = true;
+        }
+        self.reader_parked = true;
+        Step::Park
+    }
+
+    fn has_room(&self) -> bool {
+        self.session.phase != Phase::Relaying || self.session.window.has_room(1, self.spare)
+    }
+
+    fn write(&mut self, submitter: usize) -> Option<Step> {
+        let line = self.lines.get_mut(submitter).filter(|line| line.is_up())?;
+        let chunk = line.outbox.take()?;
+        Some(Step::Write(LineId { submitter, generation: line.generation }, chunk))
+    }
+
+    fn next_of_submitter(&mut self, now: Now, submitter: usize) -> Step {
+        if let Some(line) = self.lines.get_mut(submitter) {
+            line.woken = false;
+        }
+        if let Some(step) = self.write_source(now).or_else(|| self.write(submitter)) {
+            return step;
+        }
+        if let Some(line) = self.connect(submitter, now) {
+            return Step::Connect { line, destination: self.outage.destination };
+        }
+        if let Some(batch) = self.batch_for(submitter, now) {
+            return Step::Stage(batch);
+        }
+        if submitter == 0 && self.question_is_due(now) {
+            self.asking();
+            return Step::Count { destination: self.outage.destination };
+        }
+        if let Some(line) = self.lines.get_mut(submitter) {
+            line.parked = true;
+        }
+        Step::Park
+    }
+
+    fn next_of_confirmer(&mut self, now: Now, submitter: usize) -> Step {
+        self.stop_reading(submitter);
+        if let Some(step) = self.write_source(now) {
+            return step;
+        }
+        if self.session.out.len() <= MAX_OUTPUT
+            && let Some((generation, expected)) = self.reading(submitter, now)
+        {
+            return Step::Read { generation, expected };
+        }
+        if let Some(line) = self.lines.get_mut(submitter) {
+            line.confirmer_parked = true;
+        }
+        Step::Park
+    }
+
+    fn next_of_rejecter(&mut self, now: Now) -> Step {
+        if let Some(step) = self.write_source(now) {
+            return step;
+        }
+        if self.rejects.is_ready(now) {
+            let slots = self.rejects.take();
+            let mut jobs = Vec::with_capacity(slots.len());
+            for slot in slots {
+                let unique = self.own_unique_id(slot);
+                jobs.extend(self.jobs.get(slot).map(|held| (held.job.clone(), unique)));
+            }
+            return Step::Reject(jobs);
+        }
+        self.rejects.parked = true;
+        Step::Park
+    }
+
+    /// Wakes the parked pumps that have something to do.
+    fn wake_ready(&mut self, now: Now) {
+        let ended = self.has_ended();
+        let output = self.session.has_output();
+        let on = self.session.is_on();
+        let reader = self.may_connect_source(now) || (on && self.reader_is_held_up && self.has_room());
+        if ended || reader {
+            self.wake(Pump::Reader);
+        }
+        if ended || self.rejects.is_ready(now) {
+            self.wake(Pump::Rejecter);
+        }
+        let readable = self.session.out.len() <= MAX_OUTPUT;
+        // One that was woken for work will take it.
+        let mut work = self.waiting.len() + self.suspects.len();
+        work = work.saturating_sub(self.lines.iter().filter(|line| line.woken).count());
+        let mut writer = output;
+        for submitter in 0..self.lines.len() {
+            if ended || self.lines[submitter].confirmer_parked && readable && self.lines[submitter].is_up() {
+                self.wake(Pump::Confirmer(submitter));
+            }
+            if !self.lines[submitter].parked {
+                continue;
+            }
+            let line = &self.lines[submitter];
+            let pending = line.is_up() && !line.outbox.is_empty() && !line.outbox.is_taken();
+            let asks = submitter == 0 && self.question_is_due(now);
+            if ended || pending || asks || std::mem::take(&mut writer) || self.may_connect(submitter, now) {
+                self.wake(Pump::Submitter(submitter));
+            } else if work > 0 && self.can_take(submitter, now) {
+                self.wake(Pump::Submitter(submitter));
+                work -= if self.settings.asynchronous { work } else { 1 };
+            }
+        }
+        if writer {
+            self.wake(Pump::Rejecter);
+        }
+    }
+
+    /// What concerns others, to be done at once. After each event and each step.
+    pub fn actions(&mut self) -> Actions {
+        self.wake_ready(self.now);
+        let (jobs, bytes_in, bytes_out, waited) = std::mem::take(&mut self.delivered);
+        if jobs > 0 {
+            self.tell(Tell::Delivered { jobs, bytes_in, bytes_out, waited });
+        } else if std::mem::take(&mut self.progressed) {
+            self.tell(Tell::Progress);
+        }
+        if self.expired > 0 {
+            let jobs = std::mem::take(&mut self.expired);
+            self.tell(Tell::Expired { jobs });
+        }
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When [`Event::Time`] is due; never is [`Now::MAX`].
+    pub fn due(&self) -> Now {
+        if self.has_ended() {
+            return Now::MAX;
+        }
+        let now = self.now;
+        let mut due = Now::MAX;
+        self.source_due(&mut due);
+        self.lines_due(&mut due);
+        due = due.min(self.release_at().unwrap_or(Now::MAX)).min(self.timeouts_due());
+        if self.reader_is_held_up {
+            due = due.min(now + ROOM_LOOK);
+        }
+        // What only waits for a moment; one that has passed waits for something else.
+        let moments = self.outage.moments().chain(self.rejects.moment()).chain(self.connect_moments());
+        moments.filter(|&moment| moment > now).fold(due, Now::min)
+    }
+
+    fn tell(&mut self, tell: Tell) {
+        self.actions.tell.push(tell);
+    }
+
+    fn tell_progress(&mut self) {
+        self.progressed = true;
+    }
+
+    fn delivered(&mut self, now: Now, held: &Held) {
+        let (jobs, bytes_in, bytes_out, waited) = &mut self.delivered;
+        *jobs += 1;
+        *bytes_in += held.job.data().len() as u64;
+        *bytes_out += u64::from(held.sent);
+        *waited += now.saturating_sub(held.arrived);
+    }
+
+    /// The next of this relay's random numbers (splitmix64).
+    fn random(&mut self) -> u64 {
+        self.randoms = self.randoms.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = (self.settings.random as u64).wrapping_add(self.randoms);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

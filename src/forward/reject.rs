@@ -231,7 +231,7 @@ impl<'s> Rejecter<'s> {
 /// Waits for the reply to one submission: `None` when it was taken, the code when it was refused.
 fn reply(connection: &mut Connection) -> Result<Option<String>, ConnectionError> {
     loop {
-        if let Some(packet) = connection.incoming.next(MAX_REPLY)? {
+        if let Some(packet) = connection.incoming.next(|_| MAX_REPLY)? {
             return match packet.kind {
                 kind::JOB_CREATED => Ok(None),
                 kind::ERROR => Ok(Some(error_code(packet.body))),

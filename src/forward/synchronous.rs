@@ -366,7 +366,7 @@ impl Replier<'_> {
             if let Err(error) = self.take(&mut incoming).and_then(|()| Ok(incoming.fill(&mut &*stream)?)) {
                 return match error {
                     // Only a result can be too long; anything else that claims to be so is nonsense.
-                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match incoming.kind() {
+                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match kind::WORK_DATA {
                         kind::WORK_COMPLETE | kind::WORK_EXCEPTION | kind::WORK_DATA | kind::WORK_WARNING => error,
                         other => ProtocolError::Unexpected(other).into(),
                     },
@@ -379,7 +379,7 @@ impl Replier<'_> {
 
     fn take(&self, incoming: &mut Incoming) -> Result<(), ConnectionError> {
         let limit = self.session.life.settings.max_job_size.saturating_add(MAX_ARGUMENTS);
-        while let Some(packet) = incoming.next(limit)? {
+        while let Some(packet) = incoming.next(|_| limit)? {
             match packet.kind {
                 kind::JOB_CREATED => {
                     self.answered(&packet)?;

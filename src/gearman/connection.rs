@@ -213,7 +213,7 @@ impl Connection {
                 if unread.len() > HANDSHAKE_LIMIT {
                     return Err(ProtocolError::BadMagic.into());
                 }
-            } else if let Some(packet) = self.incoming.next(HANDSHAKE_LIMIT)? {
+            } else if let Some(packet) = self.incoming.next(|_| HANDSHAKE_LIMIT)? {
                 if packet == (Packet { kind: kind::ECHO_RES, body: MARK }) {
                     return Ok(());
                 }

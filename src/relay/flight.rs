@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Now;
 use crate::gearman::packet::{Incoming, MAX_SMALL_PACKET, Packet, ProtocolError, error_code, kind};
 
-/// Unconfirmed on a line before anything was measured, bytes.
+/// Unconfirmed on all lines of a forward before anything was measured, bytes.
 const FIRST_UNCONFIRMED: u64 = 64 << 10;
 
 /// A job that is alone on its line may take a second for so many bytes.
@@ -25,7 +25,11 @@ pub enum Reply {
     Echo,
     /// WORK_DATA, WORK_WARNING, WORK_STATUS, WORK_COMPLETE, WORK_FAIL, WORK_EXCEPTION: the packet's type, its handle, and
     /// what follows the handle with the NUL before it.
-    Work { kind: u32, handle: Vec<u8>, rest: Vec<u8> },
+    Work {
+        kind: u32,
+        handle: Vec<u8>,
+        rest: Vec<u8>,
+    },
 }
 
 /// The whole replies among the bytes that were read; results only where `max_result` says how large one may be.
@@ -47,7 +51,11 @@ pub fn read_replies(incoming: &mut Incoming, max_result: Option<usize>) -> Resul
             (kind::ERROR, _) => Reply::Refused(error_code(packet.body)),
             (kind::ECHO_RES, _) => Reply::Echo,
             (
-                kind::WORK_DATA | kind::WORK_WARNING | kind::WORK_STATUS | kind::WORK_COMPLETE | kind::WORK_FAIL
+                kind::WORK_DATA
+                | kind::WORK_WARNING
+                | kind::WORK_STATUS
+                | kind::WORK_COMPLETE
+                | kind::WORK_FAIL
                 | kind::WORK_EXCEPTION,
                 Some(_),
             ) => work(&packet),
@@ -167,15 +175,15 @@ impl Flight {
     }
 
     /// The line is lost: what is unconfirmed, in the order of submission.
-    pub fn lose(&mut self) -> impl Iterator<Item = Flown> + use<> {
-        let lost = std::mem::take(self);
-        lost.owed.into_iter()
+    pub fn lose(self) -> impl DoubleEndedIterator<Item = Flown> {
+        self.owed.into_iter()
     }
 
-    /// Bytes that may be submitted now beside what is unconfirmed; one submission always may where nothing is.
-    pub fn room(&self, worth: Duration) -> u64 {
+    /// Bytes that may be submitted now beside what is unconfirmed, on one of so many lines; one submission always may where
+    /// nothing is.
+    pub fn room(&self, worth: Duration, lines: usize) -> u64 {
         let bound = self.rate.get().saturating_mul(worth.as_millis() as u64) / 1000;
-        bound.max(FIRST_UNCONFIRMED).saturating_sub(self.bytes)
+        bound.max(FIRST_UNCONFIRMED / lines.max(1) as u64).saturating_sub(self.bytes)
     }
 
     /// How long `more` bytes beside what is unconfirmed take at the measured rate; nothing where none was measured.

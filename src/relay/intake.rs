@@ -15,7 +15,10 @@ const LARGEST_READ: usize = 64 << 10;
 pub enum SourcePacket {
     Job(Job),
     /// A job whose data is larger than allowed; it was read off.
-    TooLarge { handle: Vec<u8>, size: usize },
+    TooLarge {
+        handle: Vec<u8>,
+        size: usize,
+    },
     NoJob,
     Noop,
     Echo,
@@ -108,7 +111,13 @@ impl Intake {
         let mut at = self.drop_discarded(&mut packets);
         loop {
             let unread = self.buffer.get(at..self.end).unwrap_or_default();
-            match parse(unread, |kind| if kind == kind::JOB_ASSIGN_UNIQ { self.max_job_size.saturating_add(MAX_SMALL_PACKET) } else { MAX_SMALL_PACKET })? {
+            match parse(unread, |kind| {
+                if kind == kind::JOB_ASSIGN_UNIQ {
+                    self.max_job_size.saturating_add(MAX_SMALL_PACKET)
+                } else {
+                    MAX_SMALL_PACKET
+                }
+            })? {
                 Parsed::Incomplete { .. } => break,
                 Parsed::TooLong { kind: kind::JOB_ASSIGN_UNIQ, length } => {
                     // The parts beside the data must be there first.

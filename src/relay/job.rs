@@ -240,7 +240,11 @@ impl UniqueId {
                 out.extend_from_slice(digits(job.handle()));
                 out.push(b'-');
                 let id = job.parts.identity.id;
-                out.extend_from_slice(&hex(if epoch == 0 { id } else { Hash128::START.part(&id.to_le_bytes()).part(&epoch.to_le_bytes()).finish() }));
+                out.extend_from_slice(&hex(if epoch == 0 {
+                    id
+                } else {
+                    Hash128::START.part(&id.to_le_bytes()).part(&epoch.to_le_bytes()).finish()
+                }));
             }
             UniqueId::Numbered(random, number) => {
                 out.extend_from_slice(&hex(random));

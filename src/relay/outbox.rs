@@ -42,7 +42,14 @@ impl Chunk {
     ///
     /// # Errors
     /// The packet would be longer than its header can say.
-    pub fn submit(&mut self, kind: u32, queue: &[u8], unique: &[u8], job: &Job, data: Option<&[u8]>) -> Result<u32, ProtocolError> {
+    pub fn submit(
+        &mut self,
+        kind: u32,
+        queue: &[u8],
+        unique: &[u8],
+        job: &Job,
+        data: Option<&[u8]>,
+    ) -> Result<u32, ProtocolError> {
         let before = self.len();
         let payload = data.unwrap_or(job.data());
         put_header(&mut self.bytes, kind, queue.len() + 1 + unique.len() + 1 + payload.len())?;
@@ -96,6 +103,7 @@ impl Chunk {
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
     writing: bool,
+    stopped: bool,
 }
 
 impl Outbox {
@@ -107,7 +115,7 @@ impl Outbox {
 
     /// The next chunk, and with it the right to write, unless somebody has that.
     pub fn take(&mut self) -> Option<Chunk> {
-        if self.writing {
+        if self.writing || self.stopped {
             return None;
         }
         let chunk = self.chunks.pop_front()?;
@@ -125,6 +133,16 @@ impl Outbox {
 
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    /// Bytes that nobody is writing.
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(Chunk::len).sum()
+    }
+
+    /// Writing has failed: nothing more is to be written.
+    pub fn stop(&mut self) {
+        self.stopped = true;
     }
 
     /// Whether somebody writes.

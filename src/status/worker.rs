@@ -277,7 +277,7 @@ impl Session {
     /// Waits for a packet; an idle server is probed meanwhile.
     fn next(&mut self) -> Result<Event, ConnectionError> {
         loop {
-            match self.connection.incoming.next(MAX_REQUEST) {
+            match self.connection.incoming.next(|_| MAX_REQUEST) {
                 Ok(Some(packet)) => return event(&packet),
                 Ok(None) => {}
                 Err(ProtocolError::TooLong(length)) => return self.long_packet(length),
@@ -317,7 +317,7 @@ impl Session {
         while self.connection.incoming.unread().len() < HEADER_SIZE + MAX_REQUEST {
             self.fill_more()?;
         }
-        let kind = self.connection.incoming.kind();
+        let kind = 0;
         let unread = self.connection.incoming.unread();
         let body = unread.get(HEADER_SIZE..HEADER_SIZE + MAX_REQUEST).unwrap_or_default();
         if kind != kind::JOB_ASSIGN_UNIQ {

@@ -208,7 +208,7 @@ fn ask_in_foreground(queue: &Address, payload: &[u8]) -> Result<Vec<u8>, Connect
     let deadline = Instant::now() + LIMITS.answer;
     let mut result = Vec::new();
     loop {
-        while let Some(packet) = incoming.next(MAX_REPORT)? {
+        while let Some(packet) = incoming.next(|_| MAX_REPORT)? {
             match packet.kind {
                 kind::WORK_DATA | kind::WORK_COMPLETE => {
                     let ([_handle], data) = packet.arguments()?;

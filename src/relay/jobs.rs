@@ -1,0 +1,111 @@
+//! The jobs that a forward holds.
+
+use std::collections::VecDeque;
+
+use super::event::{Now, Reason};
+use super::job::Job;
+use super::quarantine::Blame;
+
+/// A job that was taken and is neither acknowledged nor given back.
+#[derive(Debug)]
+pub struct Held {
+    pub job: Job,
+    /// Earlier jobs have smaller ones.
+    pub order: u64,
+    pub arrived: Now,
+    /// The number in its handle, 0 for none.
+    pub handle_number: u64,
+    /// The number in its unique id where that is made of a random number and a counter; 0 while it has none.
+    pub number: u64,
+    /// Bytes of the data that was submitted last.
+    pub sent: u32,
+    /// Submissions that may have run (synchronous).
+    pub tries: u8,
+    /// Times that it was refused alone.
+    pub refusals: u8,
+    /// Connections that the destination closed while it was unconfirmed on them beside others.
+    pub breaks: u8,
+    /// For connections that the destination closed while it was alone on them.
+    pub blame: Blame,
+    /// Why it goes to the reject queue.
+    pub reason: Option<Reason>,
+    /// Its source connection is gone, and with it the right to acknowledge it.
+    pub gone: bool,
+}
+
+/// See the module. A slot is a job's number while it is held.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    slots: Vec<Option<Held>>,
+    free: Vec<u32>,
+    orders: u64,
+}
+
+impl Jobs {
+    pub fn insert(&mut self, job: Job, arrived: Now, handle_number: u64) -> u32 {
+        self.orders += 1;
+        let held = Held {
+            job,
+            order: self.orders,
+            arrived,
+            handle_number,
+            number: 0,
+            sent: 0,
+            tries: 0,
+            refusals: 0,
+            breaks: 0,
+            blame: Blame::default(),
+            reason: None,
+            gone: false,
+        };
+        match self.free.pop() {
+            Some(slot) => {
+                if let Some(place) = self.slots.get_mut(slot as usize) {
+                    *place = Some(held);
+                }
+                slot
+            }
+            None => {
+                self.slots.push(Some(held));
+                (self.slots.len() - 1) as u32
+            }
+        }
+    }
+
+    pub fn get(&self, slot: u32) -> Option<&Held> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    pub fn get_mut(&mut self, slot: u32) -> Option<&mut Held> {
+        self.slots.get_mut(slot as usize)?.as_mut()
+    }
+
+    pub fn remove(&mut self, slot: u32) -> Option<Held> {
+        let held = self.slots.get_mut(slot as usize)?.take()?;
+        self.free.push(slot);
+        Some(held)
+    }
+
+    /// The slots of all jobs.
+    pub fn all(&self) -> Vec<u32> {
+        (0..self.slots.len() as u32).filter(|&slot| self.get(slot).is_some()).collect()
+    }
+
+    /// Gives memory back when nothing is held.
+    pub fn rest(&mut self) {
+        if self.free.len() == self.slots.len() {
+            *self = Jobs { orders: self.orders, ..Jobs::default() };
+        }
+    }
+
+    /// Puts jobs back into a queue that is in the order of arrival.
+    pub fn put_back(&self, queue: &mut VecDeque<u32>, slots: &[u32]) {
+        let order = |slot: u32| self.get(slot).map_or(0, |held| held.order);
+        for &slot in slots.iter().rev() {
+            match queue.partition_point(|&other| order(other) < order(slot)) {
+                0 => queue.push_front(slot),
+                position => queue.insert(position, slot),
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@
 
 use gearman_proxy::relay::Reply;
 
-use crate::clock::{Micros, SECOND};
+use crate::clock::{Micros, SECOND, Timer};
 use crate::plan::{Kind, Outcome, Plan, REJECTS, Unique};
 use crate::server::{End, Happening};
 use crate::world::World;
@@ -330,6 +330,10 @@ impl World<'_> {
                 if queue == REJECTS {
                     self.note_reject(class);
                     return None;
+                }
+                let plan = &self.plan.servers[server];
+                if plan.hands > 0 {
+                    self.clock.at(self.clock.now + plan.idle, Timer::Worker { server });
                 }
                 Some((class, self.note_copy(server, job, class, from?)))
             }

@@ -39,6 +39,10 @@ pub fn plan(seed: u64) -> Plan {
     let mut draw = Draw { random, plan, length };
     draw.servers();
     draw.forwards();
+    if draw.plan.forwards.iter().any(|forward| !forward.asynchronous) {
+        // Somebody waits for results.
+        draw.plan.servers.iter_mut().for_each(|server| server.hands = server.hands.max(1));
+    }
     draw.orders();
     draw.faults();
     draw.plan

@@ -395,6 +395,10 @@ impl World<'_> {
         for connection in connections {
             self.shut(connection, false);
         }
+        for connection in self.connections.iter_mut().filter(|connection| connection.forward == number) {
+            connection.reader = None;
+            connection.writer = None;
+        }
     }
 
     /// The process dies; the kernel closes its connections.

@@ -22,7 +22,7 @@ use crate::config::Priority;
 use crate::gearman::connection::{Connection, ConnectionError, QUEUE_FULL};
 use crate::gearman::packet::{MAX_UNIQUE_SIZE, kind, put_request};
 use crate::logging::escaped;
-use crate::stages::Scratch;
+use crate::stages::{Limits, Scratch};
 
 /// Tries of a job alone after which it is undeliverable.
 pub const TRIES: u8 = 3;
@@ -352,7 +352,8 @@ impl<'s> Submitter<'s> {
                 job.done = true;
                 continue;
             }
-            let staged = match life.config.stages.apply(parts.data, &mut self.scratch) {
+            let limits = Limits::of_size(life.settings.max_job_size);
+            let staged = match life.config.stages.apply(parts.data, &mut self.scratch, &limits) {
                 Ok(staged) => staged,
                 Err(undeliverable) => {
                     job.done = true;

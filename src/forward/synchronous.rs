@@ -21,7 +21,7 @@ use crate::config::Priority;
 use crate::gearman::connection::{Connection, ConnectionError, QUEUE_FULL, error_code};
 use crate::gearman::packet::{Incoming, Packet, ProtocolError, kind, put_header, put_request};
 use crate::logging::escaped;
-use crate::stages::Scratch;
+use crate::stages::{Limits, Scratch};
 
 /// The parts of a result beside its data, bytes at most.
 const MAX_ARGUMENTS: usize = 4 << 10;
@@ -245,7 +245,8 @@ impl<'s> Submitter<'s> {
             self.task = None;
             return Ok(());
         }
-        let data = match config.stages.apply(parts.data, &mut self.scratch) {
+        let limits = Limits::of_size(session.life.settings.max_job_size);
+        let data = match config.stages.apply(parts.data, &mut self.scratch, &limits) {
             Ok(staged) => staged.data,
             Err(undeliverable) => {
                 reject(session, self.rejects.as_ref(), &task.batch, 0, undeliverable.to_string());

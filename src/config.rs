@@ -155,7 +155,7 @@ impl ForwardConfig {
     }
 
     fn stages_in_words(&self) -> String {
-        let Stages { decrypt, data_callbacks, uniq_callbacks, encrypt } = &self.stages;
+        let Stages { decrypt, data_callbacks, uniq_callbacks, encrypt, reads_time: _ } = &self.stages;
         let stages = [
             ("decrypt", usize::from(decrypt.is_some())),
             ("uniq_callback", uniq_callbacks.len()),

@@ -124,6 +124,7 @@ impl Draft {
                 data_callbacks: self.data_callbacks,
                 uniq_callbacks: self.uniq_callbacks,
                 encrypt: self.encrypt,
+                reads_time: false,
             },
             asynchronous,
             workers,

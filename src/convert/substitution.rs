@@ -5,6 +5,8 @@
 //! line ends, bytes that are no UTF-8, and Perl's `$` before a last line end.
 
 use super::perl::Value;
+use crate::stages::Limits;
+use crate::stages::bounds::Bounds;
 use crate::stages::substitution::{Groups, Substitution};
 
 /// What one substitution became, and whether it returns the changed text (`r`) instead of changing a variable.
@@ -133,7 +135,11 @@ fn matches_nothing(pattern: &str, flags: &str) -> bool {
     };
     let mut changed = Vec::new();
     let mut groups = Groups::default();
-    (0..=u8::MAX).any(|byte| probe.apply(&[byte, b'\n'], &mut changed, &mut groups, |_| {}) > 0)
+    let limits = Limits::of_size(usize::MAX);
+    (0..=u8::MAX).any(|byte| {
+        let mut bounds = Bounds::new(&limits);
+        probe.apply(&[byte, b'\n'], &mut changed, &mut groups, &mut bounds, |_| {}) != Ok(0)
+    })
 }
 
 /// Whether a literal of a pattern is beyond ASCII, which B::Deparse writes as `\303`.

@@ -27,7 +27,7 @@ pub struct Place {
 impl fmt::Display for Place {
     /// `FILE:LINE`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        write!(f, "{}:{}", escaped(&self.file.to_string_lossy()), self.line)
     }
 }
 
@@ -55,20 +55,18 @@ impl ConfigError {
 
     /// An error of a file, or of what was named as one.
     pub(super) fn of_file(file: impl fmt::Display, message: impl Into<String>) -> ConfigError {
-        ConfigError { place: file.to_string(), message: message.into(), excerpt: None }
+        ConfigError { place: escaped(&file.to_string()), message: message.into(), excerpt: None }
     }
 
     fn write(&self, out: &mut String, colour: bool) {
         let (bold, red, plain) = if colour { ("\x1b[1m", "\x1b[1;31m", "\x1b[0m") } else { ("", "", "") };
         let mut lines = self.message.lines();
-        out.push_str(&format!("{bold}{}:{plain} {}\n", self.place, lines.next().unwrap_or_default()));
+        out.push_str(&format!("{bold}{}:{plain} {}\n", self.place, escaped(lines.next().unwrap_or_default())));
         for line in lines {
-            out.push_str(&format!("    {line}\n"));
+            out.push_str(&format!("    {}\n", escaped(line)));
         }
         if let Some(Excerpt { text, column }) = &self.excerpt {
-            // A tab above needs a tab below, or the caret stands elsewhere.
-            let indentation: String = text.chars().take(*column).map(|c| if c == '\t' { c } else { ' ' }).collect();
-            out.push_str(&format!("    {text}\n    {indentation}{red}^{plain}\n"));
+            out.push_str(&format!("    {text}\n    {:column$}{red}^{plain}\n", ""));
         }
     }
 }
@@ -87,19 +85,16 @@ impl fmt::Display for ConfigError {
 pub struct ConfigErrors {
     /// In the order of the files and their lines; never empty.
     pub errors: Vec<ConfigError>,
-    /// What is allowed but unwise: `FILE:LINE: ...`, a line each.
+    /// What is legal but hardly meant: `FILE:LINE: ...`, a line each.
     pub warnings: Vec<String>,
 }
 
 impl ConfigErrors {
     /// All errors, each followed by its line with a caret under the spot, ready to be printed; with ANSI colours where
     /// asked for. Passwords are masked.
-    #[must_use]
     pub fn report(&self, colour: bool) -> String {
         let mut out = String::new();
-        for error in &self.errors {
-            error.write(&mut out, colour);
-        }
+        self.errors.iter().for_each(|error| error.write(&mut out, colour));
         out
     }
 }
@@ -114,18 +109,15 @@ impl std::error::Error for ConfigErrors {}
 
 impl Excerpt {
     fn new(line: &str, offset: usize) -> Excerpt {
-        let end = line.trim_end().len();
         let (shown, mask) = match secret(line) {
             Some(start) => (line.get(..start).unwrap_or_default(), MASK),
-            None => (line.get(..end).unwrap_or_default(), ""),
+            None => (line.trim_end(), ""),
         };
         let start = shown.len() - shown.trim_start().len();
-        let printable = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
-        let mut text: Vec<char> = shown.chars().skip(shown.get(..start).map_or(0, |s| s.chars().count())).collect();
-        let column = shown.get(start..offset.clamp(start, shown.len())).map_or(0, |s| s.chars().count());
-        text.extend(mask.chars());
-        let text: String = text.into_iter().map(printable).collect();
-        Excerpt { text, column }.cut()
+        // A tab is shown as one blank, or the caret would stand elsewhere.
+        let part = |from: usize, to: usize| escaped(&shown.get(from..to).unwrap_or_default().replace('\t', " "));
+        let column = part(start, offset.clamp(start, shown.len())).chars().count();
+        Excerpt { text: part(start, shown.len()) + mask, column }.cut()
     }
 
     /// Shows no more of a long line than the surroundings of the spot.
@@ -135,30 +127,33 @@ impl Excerpt {
             return self;
         }
         let start = self.column.saturating_sub(SHOWN / 2).min(length - SHOWN);
-        let (before, skipped) = if start > 0 { ("...", 3) } else { ("", 0) };
+        let before = if start > 0 { "..." } else { "" };
         let after = if start + SHOWN < length { "..." } else { "" };
         let middle: String = self.text.chars().skip(start).take(SHOWN).collect();
-        Excerpt { text: format!("{before}{middle}{after}"), column: self.column - start + skipped }
+        Excerpt { text: format!("{before}{middle}{after}"), column: self.column - start + before.len() }
     }
 }
 
-/// A word from a file as a message quotes it: in backquotes, with nothing in it that a terminal would obey or not show,
-/// and cut if it is long.
+/// Whether a terminal obeys a character or shows nothing of it: controls, invisible ones, and those that turn the
+/// direction of the text.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || (c.is_whitespace() && c != ' ')
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A text from outside with nothing hidden in it.
+pub(crate) fn escaped(text: &str) -> String {
+    let escape = |c: char| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+/// A word from a file as a message quotes it: in backquotes, escaped, and cut if it is long.
 pub(super) fn quoted(word: &str) -> String {
-    let mut out = String::from("`");
-    for (count, c) in word.chars().enumerate() {
-        if count == QUOTED {
-            out.push_str("...");
-            break;
-        }
-        if c.is_control() || (c.is_whitespace() && c != ' ') {
-            out.extend(c.escape_unicode());
-        } else {
-            out.push(c);
-        }
-    }
-    out.push('`');
-    out
+    let start: String = word.chars().take(QUOTED).collect();
+    let rest = if start.len() < word.len() { "..." } else { "" };
+    format!("`{}{rest}`", escaped(&start))
 }
 
 /// Where the part of a line begins that must not be shown because it is, or could be meant as, a password.
@@ -260,13 +255,13 @@ mod tests {
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(shown("debug = \x1b[2J", 8).0, "debug = \u{fffd}[2J");
+        assert_eq!(shown("debug = \x1b[2J", 8).0, "debug = \\u{1b}[2J");
     }
 
     #[test]
     fn quoted_words_are_harmless_and_short() {
         assert_eq!(quoted("a'\"\\ü b"), "`a'\"\\ü b`");
-        assert_eq!(quoted("\x1b[2J\u{a0}"), "`\\u{1b}[2J\\u{a0}`");
+        assert_eq!(quoted("\x1b[2J\u{a0}\u{202e}"), "`\\u{1b}[2J\\u{a0}\\u{202e}`");
         assert_eq!(quoted(&"x".repeat(256)), format!("`{}`", "x".repeat(256)));
         assert_eq!(quoted(&"x".repeat(257)), format!("`{}...`", "x".repeat(256)));
     }

@@ -1,6 +1,6 @@
 //! Command line in, exit status out; nothing else.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use gearman_proxy::cli::{self, Action, Cli};
@@ -45,10 +45,8 @@ fn with_config(cli: &Cli, work: impl FnOnce(Config) -> io::Result<u8>) -> io::Re
     match config::load(&cli.config) {
         Ok(config) => work(config),
         Err(errors) => {
-            let colour =
-                io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             errors.warnings.iter().for_each(|warning| warn(warning));
-            say(&errors.report(colour));
+            say(&format!("{errors}\n"));
             Ok(WRONG)
         }
     }

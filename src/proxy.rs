@@ -236,7 +236,7 @@ impl Proxy<'_> {
         match config::load(&self.cli.config) {
             Ok(config) => self.take_over(config)?,
             Err(errors) => {
-                for line in errors.report(false).lines() {
+                for line in errors.to_string().lines() {
                     error!("{line}");
                 }
                 error!("the configuration is wrong, the old one goes on");

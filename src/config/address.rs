@@ -133,21 +133,19 @@ pub(super) fn sources(text: &str) -> Result<Vec<Address>, AddressError> {
 pub(super) fn destinations(text: &str) -> Result<Vec<Address>, AddressError> {
     let mut found: Vec<Address> = Vec::new();
     let mut offset = 0;
-    for piece in text.split_inclusive(", ").flat_map(|piece| piece.split_inclusive(",\t")) {
-        let address = piece.strip_suffix([' ', '\t']).and_then(|piece| piece.strip_suffix(',')).unwrap_or(piece);
-        let start = offset + address.len() - address.trim_start().len();
-        let address = address.trim();
-        let destination = match split(address) {
+    for piece in text.replace('\t', " ").split(", ") {
+        let start = offset + piece.len() - piece.trim_start().len();
+        let destination = match split(piece.trim()) {
             Ok((server, "", _)) => Address { server, queue: String::new() },
-            _ => Address::parse(address).map_err(behind(start))?,
+            _ => Address::parse(piece.trim()).map_err(behind(start))?,
         };
         if found.iter().any(|other| other.canonical() == destination.canonical()) {
             return wrong(start, format!("the destination {destination} is given twice"));
         }
         found.push(destination);
-        offset += piece.len();
+        offset += piece.len() + ", ".len();
     }
-    if found.is_empty() { Address::parse(text).map(|address| vec![address]) } else { Ok(found) }
+    Ok(found)
 }
 
 /// The server, the queue as written and where it begins.
@@ -349,7 +347,7 @@ mod tests {
     #[test]
     fn destinations_are_separated_by_a_comma_and_a_blank() {
         assert_eq!(shown_all(destinations, "h/a,  [::1]/b,\th:1/"), ["h:4730/a", "[::1]:4730/b", "h:1/"]);
-        for (text, offset) in [("h/a, ", 3), ("h/a,h/b", 3), ("h/a, x:0/b", 7), ("h/a, H/a", 5), ("h/*", 2), ("", 0)] {
+        for (text, offset) in [("h/a, ", 5), ("h/a,h/b", 3), ("h/a, x:0/b", 7), ("h/a, H/a", 5), ("h/*", 2), ("", 0)] {
             let error = destinations(text).unwrap_err();
             assert_eq!(error.offset, offset, "{text}: {error}");
         }

@@ -113,23 +113,27 @@ fn check_status_queue(flows: &Flows<'_>, globals: &Settings, report: &mut Report
 /// A queue that reaches itself, over any number of forwards: a depth-first walk, in which each loop has a step back to a
 /// forward that is on the way. Reported at the loop's last forward in the order of the lines.
 fn check_loops(flows: &Flows<'_>, report: &mut Report) {
-    let mut seen = vec![false; flows.all.len()];
+    // Whether a forward that was met is on the way.
+    let mut met: Vec<Option<bool>> = vec![None; flows.all.len()];
     for start in 0..flows.all.len() {
-        if std::mem::replace(&mut seen[start], true) {
-            continue;
-        }
-        // The way so far: each forward, with the steps from it that are not tried yet and the queue it was left for.
-        let mut way = vec![(start, flows.next(start), None)];
-        while let Some((_, steps, left)) = way.last_mut() {
+        let mut way: Vec<Step> = Vec::new();
+        let mut arrived = Some(start).filter(|start| met[*start].is_none());
+        loop {
+            if let Some(flow) = arrived.take() {
+                met[flow] = Some(true);
+                way.push((flow, flows.next(flow), None));
+            }
+            let Some((flow, steps, left)) = way.last_mut() else { break };
             let Some((next, target)) = steps.pop() else {
+                met[*flow] = Some(false);
                 way.pop();
                 continue;
             };
             *left = Some(target);
-            if let Some(begin) = way.iter().position(|(flow, _, _)| *flow == next) {
-                report_loop(flows, &way[begin..], report);
-            } else if !std::mem::replace(&mut seen[next], true) {
-                way.push((next, flows.next(next), None));
+            match met[next] {
+                None => arrived = Some(next),
+                Some(true) => report_loop(flows, way.iter().skip_while(|step| step.0 != next).collect(), report),
+                Some(false) => {}
             }
         }
     }
@@ -138,16 +142,16 @@ fn check_loops(flows: &Flows<'_>, report: &mut Report) {
 /// A forward on a way, the steps from it that are not tried yet, and the queue it was left for.
 type Step = (usize, Vec<(usize, Address)>, Option<Address>);
 
-fn report_loop(flows: &Flows<'_>, way: &[Step], report: &mut Report) {
-    let last = (0..way.len()).max_by_key(|index| way[*index].0).unwrap_or(0);
-    let (mut queues, mut others) = (flows.all[way[last].0].source.to_string(), Vec::new());
-    for (flow, _, target) in way[last..].iter().chain(&way[..last]) {
-        queues.extend(target.iter().map(|target| format!(" -> {target}")));
-        others.push(format!("the forward at {}", flows.all[*flow].draft.spot.place()));
-    }
-    others.remove(0);
-    let with = if others.is_empty() { String::new() } else { format!(", with {}", others.join(", ")) };
-    report.wrong(&flows.all[way[last].0].draft.spot, format!("forwarding loop: {queues}{with}"));
+fn report_loop(flows: &Flows<'_>, mut way: Vec<&Step>, report: &mut Report) {
+    let last = way.iter().enumerate().max_by_key(|(_, step)| step.0).map_or(0, |(index, _)| index);
+    way.rotate_left(last);
+    let Flow { source, draft, .. } = &flows.all[way[0].0];
+    let queues: Vec<String> =
+        way.iter().filter_map(|step| step.2.as_ref()).map(|queue| format!(" -> {queue}")).collect();
+    let other = |step: &&Step| format!(", the forward at {}", flows.all[step.0].draft.spot.place());
+    let others: String = way[1..].iter().map(other).collect();
+    let with = others.replacen(", ", ", with ", 1);
+    report.wrong(&draft.spot, format!("forwarding loop: {source}{}{with}", queues.concat()));
 }
 
 impl<'d> Flows<'d> {

@@ -581,7 +581,7 @@ fn lines_that_are_not_key_and_value() {
             "$@a-b = 3\nh/a = h/b\n",
             "`a-b` is not a variable's name: letters, digits and `_`, not a digit first, set as `$name = value`",
         ),
-        ("h/a @=> h/b\n  worker = 3\n", perl),
+        ("h/a @=> ********\n  worker = 3\n", perl),
         ("h/a = h/b\n  worker @=>3\n", perl),
     ]);
 }

@@ -786,7 +786,10 @@ fn undefined_variables() {
         ("h/a = @$nope_1/b\n", undefined),
         ("h/a = h/b\nlogfile = x@${nope_1}\n", undefined),
         ("h/a = h/b\ndecrypt = file:@$nope_1\n", undefined),
-        ("h/a = h/b@$\n", "a variable's name should follow the `$`; write `$$` for a `$` itself"),
+        (
+            "h/a = h/b@$\n",
+            "a variable's name should follow the `$`, letters, digits and `_`, not a digit first; write `$$` for a `$` itself",
+        ),
         ("h/a = h/b@${x\n", "the brace is not closed: ${name}"),
         // Its use is not an error again.
         ("$a = @$nope_1\n$a/a = $a/b\nstatusqueue = $a/s\n", undefined),

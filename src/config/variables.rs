@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::error::quoted;
-
 /// No value gets longer than this, bytes: a variable doubled in line after line would fill the memory.
 const MAX_SIZE: usize = 64 << 10;
 
@@ -38,59 +36,45 @@ impl Variables {
 
     /// Whether this text is nothing but a variable that is set.
     pub(super) fn is_variable(&self, text: &str) -> bool {
-        let name =
-            text.strip_prefix('$').map(|name| name.strip_prefix('{').and_then(|n| n.strip_suffix('}')).unwrap_or(name));
+        let name = text.strip_prefix('$').map(|name| name.trim_start_matches('{').trim_end_matches('}'));
         name.is_some_and(|name| self.set.contains_key(name))
     }
 
     pub(super) fn expand(&self, text: &str) -> Result<String, ExpansionError> {
         let mut expanded = String::with_capacity(text.len());
-        let mut offset = 0;
-        while let Some((before, after)) = text.get(offset..).and_then(|rest| rest.split_once('$')) {
-            expanded.push_str(before);
-            offset += before.len();
-            let wrong = |message: String| Err(ExpansionError::Wrong { offset, message });
-            let braced = after.strip_prefix('{');
-            let name = match braced {
-                _ if after.starts_with('$') => "$",
-                Some(rest) => match rest.split_once('}') {
-                    Some((name, _)) if is_name(name) => name,
-                    Some((name, _)) => {
-                        let name = quoted(name);
-                        return wrong(format!("{name} is not a variable's name: {NAME}; write `$$` for a `$` itself"));
-                    }
-                    None => return wrong("the brace is not closed: ${name}".to_owned()),
-                },
-                None => leading_name(after),
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('$') {
+            let wrong = |message: String| Err(ExpansionError::Wrong { offset: text.len() - after.len() - 1, message });
+            let (name, behind) = match after.strip_prefix('{').map(|braced| braced.split_once('}')) {
+                Some(Some(parts)) => parts,
+                Some(None) => return wrong("the brace is not closed: ${name}".to_owned()),
+                None if after.starts_with('$') => after.split_at(1),
+                None => after.split_at(leading_name(after).len()),
             };
-            if name.is_empty() {
-                return wrong("a variable's name should follow the `$`; write `$$` for a `$` itself".to_owned());
-            }
-            if name == "$" {
-                expanded.push('$');
-            } else {
-                expanded.push_str(&self.value(name, offset)?);
-            }
+            let set = self.set.get(name).cloned().or_else(|| Some(Some((self.environment)(name)?)));
+            let value = match set {
+                _ if name == "$" => "$".to_owned(),
+                _ if !is_name(name) => {
+                    return wrong(format!(
+                        "a variable's name should follow the `$`, {NAME}; write `$$` for a `$` itself"
+                    ));
+                }
+                Some(Some(value)) => value,
+                Some(None) => return Err(ExpansionError::Reported),
+                None => {
+                    return wrong(format!(
+                        "the variable ${name} is not set, neither above nor in the environment: set it with `${name} = ...`"
+                    ));
+                }
+            };
+            expanded.extend([before, &value]);
             if expanded.len() > MAX_SIZE {
                 return wrong(format!("with this variable the value has more than {} KiB", MAX_SIZE >> 10));
             }
-            offset += 1 + name.len() + if braced.is_some() { 2 } else { 0 };
+            rest = behind;
         }
-        expanded.push_str(text.get(offset..).unwrap_or_default());
+        expanded.push_str(rest);
         Ok(expanded)
-    }
-
-    fn value(&self, name: &str, offset: usize) -> Result<String, ExpansionError> {
-        match self.set.get(name) {
-            Some(Some(value)) => Ok(value.clone()),
-            Some(None) => Err(ExpansionError::Reported),
-            None => (self.environment)(name).ok_or_else(|| {
-                let message = format!(
-                    "the variable ${name} is not set, neither above nor in the environment: set it with `${name} = ...`"
-                );
-                ExpansionError::Wrong { offset, message }
-            }),
-        }
     }
 }
 
@@ -100,13 +84,10 @@ pub(super) fn original(written: &str, expanded: &str, offset: usize) -> usize {
     let same = |(a, b): &(u8, u8)| a == b;
     let before = written.bytes().zip(expanded.bytes()).take_while(same).count();
     let behind = written.bytes().rev().zip(expanded.bytes().rev()).take_while(same).count();
-    let from_end = expanded.len().saturating_sub(offset);
-    if offset <= before {
-        offset
-    } else if from_end <= behind {
-        written.len().saturating_sub(from_end)
-    } else {
-        before
+    match expanded.len().saturating_sub(offset) {
+        _ if offset <= before => offset,
+        from_end if from_end <= behind => written.len().saturating_sub(from_end),
+        _ => before,
     }
 }
 
@@ -116,11 +97,9 @@ pub(super) fn is_name(text: &str) -> bool {
 }
 
 fn leading_name(text: &str) -> &str {
-    let end = text
-        .char_indices()
-        .find(|(index, c)| !(c.is_ascii_alphabetic() || *c == '_' || (*index > 0 && c.is_ascii_digit())))
-        .map_or(text.len(), |(index, _)| index);
-    text.get(..end).unwrap_or_default()
+    let rest = text.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    let name = text.strip_suffix(rest).unwrap_or(text);
+    if name.starts_with(|c: char| c.is_ascii_digit()) { "" } else { name }
 }
 
 #[cfg(test)]

@@ -19,7 +19,6 @@ pub mod convert;
 pub mod forward;
 pub mod gearman;
 pub mod logging;
-pub mod man;
 pub mod metrics;
 pub mod notify;
 pub mod pidfile;

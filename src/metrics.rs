@@ -198,7 +198,7 @@ impl ForwardMetrics {
         let mut troubles = self.troubles.lock().clone();
         if let Some(stalled) = self.stalled() {
             let now = Instant::now();
-            troubles.entry(self.config.destination.server.clone()).or_insert_with(|| Trouble {
+            troubles.entry(self.config.first_destination().server.clone()).or_insert_with(|| Trouble {
                 reason: format!("no progress for {} s", stalled.as_secs()),
                 since: now.checked_sub(stalled).unwrap_or(now),
             });

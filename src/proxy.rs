@@ -233,10 +233,10 @@ impl Proxy<'_> {
     /// Reads the configuration anew. A wrong one is logged, and the old one goes on.
     fn reload(&mut self) -> io::Result<()> {
         self.notifier.reloading();
-        match config::load(&self.cli.config_paths()) {
+        match config::load(&self.cli.config) {
             Ok(config) => self.take_over(config)?,
             Err(errors) => {
-                for line in errors.report(false).lines() {
+                for line in errors.to_string().lines() {
                     error!("{line}");
                 }
                 error!("the configuration is wrong, the old one goes on");
@@ -296,7 +296,7 @@ impl Proxy<'_> {
         for forward in &left {
             let metrics = forward.metrics();
             let (held, config) = (metrics.held(), &metrics.config);
-            warn!("{} = {} has not stopped, {held} jobs go back", config.source, config.destination);
+            warn!("{} = {} has not stopped, {held} jobs go back", config.source, config.first_destination());
         }
         if let Some(status) = self.status.take() {
             status.stop();

@@ -64,7 +64,7 @@ impl Snapshot {
     pub fn of(forward: &ForwardMetrics, waiting: Option<u64>) -> Snapshot {
         Snapshot {
             source: forward.config.source.clone(),
-            destination: forward.config.destination.clone(),
+            destination: forward.config.first_destination().clone(),
             asynchronous: forward.config.asynchronous,
             jobs: forward.jobs(),
             bytes_in: forward.bytes_in(),

@@ -105,13 +105,15 @@ mod tests {
         Arc::new(ForwardMetrics::new(&ForwardConfig {
             place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
             source: source.clone(),
-            destination: Address { server: server(1), queue: String::from("there") },
+            destinations: vec![Address { server: server(1), queue: String::from("there") }],
             stages: Stages::default(),
             asynchronous: true,
             workers: 1,
             prefetch: 1,
+            prefetch_is_explicit: false,
             priority: Priority::Normal,
             timeout: None,
+            max_age: None,
             reject_queue: None,
         }))
     }

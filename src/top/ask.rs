@@ -114,7 +114,7 @@ impl Asker {
     pub fn new(config: &Config) -> Asker {
         let (answer, answers) = unbounded();
         let ends = |forward: &crate::config::ForwardConfig| {
-            [forward.source.server.clone(), forward.destination.server.clone()]
+            [forward.source.server.clone(), forward.first_destination().server.clone()]
         };
         Asker {
             statusqueue: config.statusqueue.clone(),

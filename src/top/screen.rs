@@ -36,7 +36,7 @@ struct Row {
 pub fn draw(config: &Config, asker: &Asker, size: Size, now: Instant) -> Vec<String> {
     let mut groups: Vec<((&Server, &Server), Vec<Row>)> = Vec::new();
     for forward in &config.forwards {
-        let ends = (&forward.source.server, &forward.destination.server);
+        let ends = (&forward.source.server, &forward.first_destination().server);
         let row = row(forward, asker);
         match groups.iter_mut().find(|(of, _)| *of == ends) {
             Some((_, rows)) => rows.push(row),
@@ -142,7 +142,7 @@ fn row(forward: &ForwardConfig, asker: &Asker) -> Row {
     let report = asker.report();
     let of_proxy = report.and_then(|report| report.forwards.get(&source));
     let at_source = queue(&asker.servers, &forward.source.server, &forward.source.queue);
-    let at_destination = queue(&asker.servers, &forward.destination.server, &forward.destination.queue);
+    let at_destination = queue(&asker.servers, &forward.first_destination().server, &forward.first_destination().queue);
 
     let rates = report.zip(asker.previous.as_ref()).and_then(|(report, previous)| {
         let seconds = report.at.saturating_duration_since(previous.at).as_secs_f64();
@@ -160,9 +160,9 @@ fn row(forward: &ForwardConfig, asker: &Asker) -> Row {
         (Some(_), None) => (String::from("not running"), true),
         (None, _) => seen_state(forward, &asker.servers, at_source),
     };
-    let name = match forward.source.queue == forward.destination.queue {
+    let name = match forward.source.queue == forward.first_destination().queue {
         true => forward.source.queue.clone(),
-        false => format!("{} -> {}", forward.source.queue, forward.destination.queue),
+        false => format!("{} -> {}", forward.source.queue, forward.first_destination().queue),
     };
     Row {
         name: plain(&name),
@@ -202,7 +202,7 @@ fn seen_state(
     let down = |server| matches!(servers.get(server), Some(Err(_)));
     let (state, troubled) = if down(&forward.source.server) {
         ("source down", true)
-    } else if down(&forward.destination.server) {
+    } else if down(&forward.first_destination().server) {
         ("dest down", true)
     } else {
         match at_source {
@@ -285,13 +285,15 @@ mod tests {
         let forward = |(source, destination): &(&str, &str)| ForwardConfig {
             place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
             source: Address::parse(source).unwrap(),
-            destination: Address::parse(destination).unwrap(),
+            destinations: vec![Address::parse(destination).unwrap()],
             stages: Stages::default(),
             asynchronous: true,
             workers: 1,
             prefetch: 4096,
+            prefetch_is_explicit: false,
             priority: Priority::Normal,
             timeout: None,
+            max_age: None,
             reject_queue: None,
         };
         Config {
@@ -300,6 +302,8 @@ mod tests {
             pidfile: None,
             max_job_size: 1,
             statusqueue: None,
+            metricsfile: None,
+            patterns: Vec::new(),
             forwards: forwards.iter().map(forward).collect(),
             warnings: Vec::new(),
         }

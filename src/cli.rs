@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use getopts::{HasArg, Occur, Options};
 
-use crate::config::{LogTarget, default_paths};
+use crate::config::{Address, LogTarget, default_paths};
 
 /// An option of the command line.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,7 @@ pub struct CliOption {
 }
 
 /// All options, in the order of the documentation.
-pub static OPTIONS: [CliOption; 13] = [
+pub static OPTIONS: [CliOption; 15] = [
     CliOption {
         short: "c",
         long: "config",
@@ -89,13 +89,35 @@ pub static OPTIONS: [CliOption; 13] = [
     },
     CliOption {
         short: "",
+        long: "status",
+        alias: "",
+        argument: "[=ADDRESS]",
+        meaning: "Ask a running proxy on its status queue (the configuration's unless an address is given) and print the \
+                  answer as check_gearman does. Exits with 0 OK, 1 warning, 2 critical or no answer, 3 unknown.",
+    },
+    CliOption {
+        short: "",
         long: "top",
         alias: "",
-        argument: "",
-        meaning: "Show the forwards of the configuration at work, every second anew: their job servers and, where there \
-                  is a status queue, the running proxy are asked. q and Enter end it.",
+        argument: "[=ADDRESS]",
+        meaning: "Live view of all forwards of a running proxy, refreshed every second. It is asked on its status queue, as \
+                  with --status.",
     },
-    CliOption { short: "", long: "once", alias: "", argument: "", meaning: "Show that once." },
+    CliOption {
+        short: "",
+        long: "once",
+        alias: "",
+        argument: "",
+        meaning: "With --top, show the view once and exit as --status does.",
+    },
+    CliOption {
+        short: "",
+        long: "replay",
+        alias: "",
+        argument: "FROM=TO",
+        meaning: "Move the jobs that wait in one queue, such as a reject queue, to another, and exit. Both are addresses. A \
+                  job leaves its queue only when the other one has it.",
+    },
     CliOption { short: "V", long: "version", alias: "", argument: "", meaning: "Print the version and exit." },
     CliOption { short: "h", long: "help", alias: "", argument: "", meaning: "Print this help and exit." },
 ];
@@ -111,11 +133,16 @@ pub enum Action {
     Try(String),
     /// Convert these configurations of the Perl script.
     Convert(Vec<PathBuf>),
-    /// Show the forwards at work.
+    /// Ask a running proxy for its status, on the configuration's status queue where no address is given.
+    Status(Option<Address>),
+    /// Show a running proxy's forwards.
     Top {
+        address: Option<Address>,
         /// Once, not every second.
         once: bool,
     },
+    /// Move the jobs of one queue to another.
+    Replay { from: Address, to: Address },
     /// Print [`help`].
     Help,
     /// Print [`version`].
@@ -200,12 +227,23 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
         }
         actions.push(("--convert", Action::Convert(files)));
     }
-    if matches.opt_present("top") || matches.opt_present("once") {
-        let once = matches.opt_present("once");
-        actions.push((if matches.opt_present("top") { "--top" } else { "--once" }, Action::Top { once }));
+    let (status, top, once) = (matches.opt_present("status"), matches.opt_present("top"), matches.opt_present("once"));
+    if status {
+        actions.push(("--status", Action::Status(address_of(&matches, "status")?)));
+    }
+    if top || once {
+        let address = address_of(&matches, "top")?;
+        actions.push((if top { "--top" } else { "--once" }, Action::Top { address, once }));
+    }
+    if let Some(both) = at_most_one(&matches, &["replay"])? {
+        actions.push(("--replay", replay(&both)?));
     }
     if let [(first, _), (second, _), ..] = actions.as_slice() {
         return wrong(format!("{first} and {second} can't be asked for at once"));
+    }
+    if let Some(free) = matches.free.first().filter(|free| (status || top) && free.contains('/')) {
+        let option = if status { "--status" } else { "--top" };
+        return wrong(format!("the address belongs behind a `=`: {option}={free}"));
     }
     if let Some(free) = matches.free.first().filter(|_| !converts) {
         return wrong(format!(
@@ -244,7 +282,7 @@ fn options() -> Options {
         let has_arg = match option.argument {
             "" => HasArg::No,
             // `--convert` alone, with its files behind other options, is understood too.
-            "[=LEVEL]" | "FILE..." => HasArg::Maybe,
+            "[=LEVEL]" | "[=ADDRESS]" | "FILE..." => HasArg::Maybe,
             _ => HasArg::Yes,
         };
         options.opt(option.short, option.long, option.meaning, option.argument, has_arg, Occur::Multi);
@@ -279,6 +317,25 @@ fn at_most_one(matches: &getopts::Matches, names: &[&str]) -> Result<Option<Stri
         return wrong(format!("--{} can be given once only", names.first().unwrap_or(&"")));
     }
     Ok(given.pop())
+}
+
+fn address_of(matches: &getopts::Matches, option: &str) -> Result<Option<Address>, CliError> {
+    at_most_one(matches, &[option])?.map(|text| address(&format!("--{option}"), &text)).transpose()
+}
+
+fn address(option: &str, text: &str) -> Result<Address, CliError> {
+    Address::parse(text).map_err(|error| CliError { message: format!("{option}: {error}") })
+}
+
+fn replay(both: &str) -> Result<Action, CliError> {
+    let Some((from, to)) = both.split_once('=') else {
+        return wrong("--replay needs two addresses: --replay HOST:PORT/FROM=HOST:PORT/TO");
+    };
+    let (from, to) = (address("--replay", from)?, address("--replay", to)?);
+    if from == to {
+        return wrong(format!("--replay from {from} to itself would go round forever"));
+    }
+    Ok(Action::Replay { from, to })
 }
 
 /// The level that `--debug` and `--verbose` ask for; the higher one of both.
@@ -435,9 +492,14 @@ mod tests {
         assert_eq!(parsed("--try h:1/q").action, Action::Try("h:1/q".into()));
         assert_eq!(parsed("--convert a b").action, Action::Convert(vec!["a".into(), "b".into()]));
         assert_eq!(parsed("--convert=a b").action, Action::Convert(vec!["a".into(), "b".into()]));
-        assert_eq!(parsed("--top").action, Action::Top { once: false });
-        assert_eq!(parsed("--top --once").action, Action::Top { once: true });
-        assert_eq!(parsed("--once").action, Action::Top { once: true });
+        let address = Address::parse("h:1/q").unwrap();
+        assert_eq!(parsed("--top").action, Action::Top { address: None, once: false });
+        assert_eq!(parsed("--top --once").action, Action::Top { address: None, once: true });
+        assert_eq!(parsed("--once --top=h:1/q").action, Action::Top { address: Some(address.clone()), once: true });
+        assert_eq!(parsed("--status").action, Action::Status(None));
+        assert_eq!(parsed("--status=h:1/q").action, Action::Status(Some(address.clone())));
+        let to = Address::parse("i/r").unwrap();
+        assert_eq!(parsed("--replay h:1/q=i/r").action, Action::Replay { from: address, to });
         assert_eq!(parsed("-h -t --top").action, Action::Help);
         assert_eq!(parsed("-V").action, Action::Version);
         assert_eq!(parsed("").config_paths(), default_paths());
@@ -456,6 +518,10 @@ mod tests {
             ("--try", "--try needs its ADDRESS"),
             ("--convert", "--convert needs a file: --convert gearman_proxy.cfg"),
             ("--check --top", "--check and --top can't be asked for at once"),
+            ("--top h:1/q", "the address belongs behind a `=`: --top=h:1/q"),
+            ("--status h:1/q", "the address belongs behind a `=`: --status=h:1/q"),
+            ("--replay h:1/q", "--replay needs two addresses: --replay HOST:PORT/FROM=HOST:PORT/TO"),
+            ("--replay h/q=h:4730/q", "--replay from h:4730/q to itself would go round forever"),
             (
                 "proxy.conf",
                 "\"proxy.conf\" belongs to no option: a configuration is named with --config=proxy.conf, a level with \

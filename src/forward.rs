@@ -11,7 +11,6 @@ mod destination;
 mod gate;
 mod identity;
 mod job;
-mod latch;
 mod ledger;
 mod outgoing;
 mod reader;
@@ -43,7 +42,7 @@ pub use gate::Gates;
 use gate::Stuck;
 use identity::Origin;
 use job::{Batch, Job};
-use latch::Latch;
+use crate::latch::Latch;
 use ledger::{Ending, Fate, Ledger};
 use reject::{Rejecter, Rejections};
 pub use source::Budget;
@@ -293,6 +292,9 @@ impl Life {
                     if delivered && !nonsense || began.elapsed() > timing.longest_backoff {
                         backoff.reset();
                     }
+                    if self.stop.is_set() {
+                        break;
+                    }
                     let wait = backoff.next();
                     self.trouble(&server, &error, &format!("trying again in {:.1} s", wait.as_secs_f32()));
                     self.stop.wait(wait);
@@ -327,7 +329,7 @@ impl Life {
             Ok(connected) => connected,
             Err(error) => return End::Lost { server: self.config.source.server.clone(), error },
         };
-        let Connection { stream, incoming } = connection;
+        let Connection { stream, incoming, .. } = connection;
         // One by one until the full queue takes one.
         let prefetch = if self.is_full() { 1 } else { self.config.prefetch };
         let (budget, metrics) = (Arc::clone(&self.settings.budget), Arc::clone(&self.metrics));
@@ -372,7 +374,7 @@ impl Life {
     fn open(&self, server: &Server, limits: &Limits) -> Result<Connection, ConnectionError> {
         let pass = self.settings.gates.pass(server, &self.stop, limits.answer);
         let pass = pass.map_err(|Stuck| ConnectionError::NoAnswer(limits.answer))?;
-        let connection = Connection::open(&server.host, server.port, &client_id(&self.config.source), limits)?;
+        let connection = Connection::open(server, &client_id(&self.config.source), limits, &self.stop)?;
         if let Some(pass) = pass {
             pass.answered();
         }
@@ -430,8 +432,7 @@ impl Life {
             "reject queue's server"
         };
         if self.metrics.troubled(server, &reason) {
-            let advice = error.advice().map(|advice| format!(" ({advice})")).unwrap_or_default();
-            warn!("{} {}: {reason}{advice}; {next}", role, Named(server, &self.config));
+            warn!("{} {}: {reason} ({}); {next}", role, Named(server, &self.config), error.advice());
         } else {
             debug!("{} {}: still {reason}; {next}", role, Named(server, &self.config));
         }
@@ -439,7 +440,7 @@ impl Life {
 
     /// A session begins: reports the end of a trouble, and how many jobs it has left waiting.
     fn works_again(&self) {
-        let Address { server, queue } = &self.config.source;
+        let Address { server, .. } = &self.config.source;
         let mut since = self.metrics.recovered(server).map(|trouble| trouble.since);
         // A full queue's server answers as well: it is back when it takes a job.
         if !self.is_full() {
@@ -454,8 +455,8 @@ impl Life {
                 let lasted = since.elapsed().as_secs_f32();
                 // The forward waits for this answer, and not every server knows the command.
                 let limits = self.limits().within(WAITING_LIMIT);
-                let waiting = match admin::queues(&server.host, server.port, &limits) {
-                    Ok(queues) => queues.get(queue).map_or(0, admin::QueueStatus::waiting).to_string(),
+                let waiting = match admin::queue(source, &limits, &self.stop) {
+                    Ok(status) => status.waiting().to_string(),
                     Err(_) => "an unknown number of".to_string(),
                 };
                 info!("forwarding {source} = {destination} again after {lasted:.1} s, {waiting} jobs waiting");

@@ -4,8 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use gearman_proxy::cli::{self, Action, Cli};
-use gearman_proxy::config::{self, Config};
-use gearman_proxy::{convert, proxy, top, trial};
+use gearman_proxy::config::{self, Address, Config};
+use gearman_proxy::{ask, convert, proxy, trial};
 
 /// A failure at run time.
 const FAILED: u8 = 1;
@@ -42,10 +42,29 @@ fn run(cli: &Cli) -> u8 {
             trial::run(&config, address, &mut io::stdin(), &mut io::stdout(), &mut io::stderr())
                 .unwrap_or_else(|error| fail(&error))
         }),
-        Action::Top { once } => {
-            with_config(cli, |config| top::run(&config, *once, &mut io::stdout()).unwrap_or_else(|error| fail(&error)))
+        Action::Status(address) => with_status_queue(cli, address, |address| ask::status(address, &mut io::stdout())),
+        Action::Top { address, once } => {
+            with_status_queue(cli, address, |address| ask::top(address, *once, &mut io::stdout()))
+        }
+        Action::Replay { from, to } => {
+            ask::replay(from, to, &mut io::stdout()).unwrap_or_else(|error| fail(&error))
         }
     }
+}
+
+/// With the address that was given; only without one is the configuration read, which may be wrong.
+fn with_status_queue(cli: &Cli, given: &Option<Address>, work: impl FnOnce(&Address) -> io::Result<u8>) -> u8 {
+    let work = |address: &Address| work(address).unwrap_or_else(|error| fail(&error));
+    if let Some(address) = given {
+        return work(address);
+    }
+    with_config(cli, |config| match &config.statusqueue {
+        Some(address) => work(address),
+        None => {
+            eprintln!("gearman-proxy: the configuration has no statusqueue: set one, or give its address behind a `=`");
+            WRONG
+        }
+    })
 }
 
 /// The check and the service take the same way to their configuration.

@@ -18,7 +18,7 @@ use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
 use crate::pidfile::{PidFile, PidFileError};
-use crate::status::{self, Snapshot, StatusWorker};
+use crate::status::{self, StatusWorker};
 
 /// After the time that forwards have to stop and to say goodbye, those whose source hangs are given this much.
 const STOP_GRACE: Duration = Duration::from_secs(1);
@@ -154,8 +154,8 @@ impl Proxy<'_> {
     fn start(&mut self) -> io::Result<()> {
         self.warn();
         info!("gearman-proxy {} starts with {}", env!("CARGO_PKG_VERSION"), self.count());
-        self.arrange_forwards(&self.settings.clone())?;
         self.start_status()?;
+        self.arrange_forwards(&self.settings.clone())?;
         self.notifier.ready(&self.summary());
         Ok(())
     }
@@ -174,15 +174,13 @@ impl Proxy<'_> {
     }
 
     fn start_status(&mut self) -> io::Result<()> {
-        if let Some(address) = &self.config.statusqueue {
-            self.status = Some(StatusWorker::start(address.clone(), Arc::clone(&self.metrics))?);
-        }
+        let metrics = Arc::clone(&self.metrics);
+        self.status = Some(StatusWorker::start(self.config.statusqueue.clone(), None, metrics)?);
         Ok(())
     }
 
     fn summary(&self) -> String {
-        let forwards: Vec<_> = self.metrics.forwards().iter().map(|forward| Snapshot::of(forward, None)).collect();
-        status::summary(&forwards)
+        status::summary(&self.metrics)
     }
 
     /// Makes the running forwards those of the configuration: who did not change goes on untouched, with its counters; the
@@ -234,8 +232,12 @@ impl Proxy<'_> {
     fn reload(&mut self) -> io::Result<()> {
         self.notifier.reloading();
         match config::load(&self.cli.config_paths()) {
-            Ok(config) => self.take_over(config)?,
+            Ok(config) => {
+                self.metrics.set_configuration_wrong(false);
+                self.take_over(config)?;
+            }
             Err(errors) => {
+                self.metrics.set_configuration_wrong(true);
                 for line in errors.report(false).lines() {
                     error!("{line}");
                 }

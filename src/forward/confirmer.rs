@@ -117,7 +117,7 @@ impl<'s> Confirmer<'s> {
     }
 
     fn take(&mut self, incoming: &mut Incoming) -> Result<(), ConnectionError> {
-        while let Some(packet) = incoming.next(MAX_REPLY)? {
+        while let Some(packet) = incoming.next(|_| MAX_REPLY)? {
             if !self.clock.answered() {
                 return Err(ProtocolError::Unexpected(packet.kind).into());
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::latch::Latch;
+use crate::latch::Latch;
 use crate::config::Server;
 
 /// Connections to a server that may be on their way and unanswered.

@@ -48,7 +48,8 @@ impl Outgoing {
 
     /// Appends a submission. Where `data` is a job's own, unchanged, its `place` may be given: then it need not be copied.
     pub fn submit(&mut self, kind: u32, queue: &[u8], unique: &[u8], data: &[u8], place: Option<Place>) {
-        put_header(&mut self.bytes, kind, queue.len() + 1 + unique.len() + 1 + data.len());
+        // Longer than 4 GiB no job can be.
+        let _ = put_header(&mut self.bytes, kind, queue.len() + 1 + unique.len() + 1 + data.len());
         for argument in [queue, unique] {
             self.bytes.extend_from_slice(argument);
             self.bytes.push(0);

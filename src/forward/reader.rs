@@ -112,7 +112,7 @@ impl<'s> Reader<'s> {
         let mut at = 0;
         let mut state = source.lock();
         let rest = loop {
-            match parse(&self.buffer[at..self.end], limit)? {
+            match parse(&self.buffer[at..self.end], |_| limit)? {
                 Parsed::Incomplete { needed } => break Rest::Part { needed },
                 Parsed::TooLong { kind: kind::JOB_ASSIGN_UNIQ, length } => break Rest::TooLarge { length },
                 Parsed::TooLong { length, .. } => return Err(ProtocolError::TooLong(length).into()),

@@ -72,7 +72,7 @@ pub struct Rejected {
 impl Session<'_> {
     /// Fails an undeliverable job, which counts with `held` bytes.
     pub fn fail(&self, handle: &[u8], held: usize, reason: &str) {
-        self.life.metrics.rejected();
+        self.life.metrics.rejected(reason);
         let forward = &self.life.config;
         self.life.rejections.lock().note(format_args!(
             "job {} of {} can't be delivered to {}: {reason}; failed",
@@ -205,8 +205,8 @@ impl<'s> Rejecter<'s> {
     /// The job is in the reject queue.
     fn acknowledge(&self, rejected: &Rejected) {
         let life = self.session.life;
-        life.metrics.rejected();
         let Rejected { batch, reason } = rejected;
+        life.metrics.rejected(reason);
         for job in &batch.jobs {
             let handle = job.parts(&batch.bytes).handle;
             life.rejections.lock().note(format_args!(
@@ -231,7 +231,7 @@ impl<'s> Rejecter<'s> {
 /// Waits for the reply to one submission: `None` when it was taken, the code when it was refused.
 fn reply(connection: &mut Connection) -> Result<Option<String>, ConnectionError> {
     loop {
-        if let Some(packet) = connection.incoming.next(MAX_REPLY)? {
+        if let Some(packet) = connection.incoming.next(|_| MAX_REPLY)? {
             return match packet.kind {
                 kind::JOB_CREATED => Ok(None),
                 kind::ERROR => Ok(Some(error_code(packet.body))),

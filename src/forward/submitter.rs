@@ -171,7 +171,7 @@ impl<'s> Submitter<'s> {
 
     /// One connection's life. Returns why it was lost, if it is to be replaced.
     fn work(&mut self, connection: Connection) -> Option<ConnectionError> {
-        let Connection { stream, incoming } = connection;
+        let Connection { stream, incoming, .. } = connection;
         let session = self.session;
         let clock = Clock::new(session.life.settings.timing.answer);
         // Before anybody reads: it also takes away the limit that the greeting had.

@@ -18,7 +18,7 @@ use super::reject::{Rejected, reject};
 use super::submitter::TRIES;
 use super::{End, Session, join, spawn, thread_name};
 use crate::config::Priority;
-use crate::gearman::connection::{Connection, ConnectionError, QUEUE_FULL, error_code};
+use crate::gearman::connection::{Connection, ConnectionError, QUEUE_FULL, error_code, limit_of};
 use crate::gearman::packet::{Incoming, Packet, ProtocolError, kind, put_header, put_request};
 use crate::logging::escaped;
 use crate::stages::Scratch;
@@ -137,7 +137,7 @@ impl<'s> Submitter<'s> {
 
     /// One connection's life. `Err(Lost::Writing)` also stands for what the replier found.
     fn work(&mut self, connection: Connection) -> Result<(), Lost> {
-        let Connection { stream, incoming } = connection;
+        let Connection { stream, incoming, .. } = connection;
         let session = self.session;
         let clock = Clock::new(session.life.settings.timing.answer);
         // Before anybody reads: it also takes away the limit that the greeting had.
@@ -366,7 +366,7 @@ impl Replier<'_> {
             if let Err(error) = self.take(&mut incoming).and_then(|()| Ok(incoming.fill(&mut &*stream)?)) {
                 return match error {
                     // Only a result can be too long; anything else that claims to be so is nonsense.
-                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match incoming.kind() {
+                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match u32::from_be_bytes(incoming.unread().get(4..8).and_then(|kind| kind.try_into().ok()).unwrap_or_default()) {
                         kind::WORK_COMPLETE | kind::WORK_EXCEPTION | kind::WORK_DATA | kind::WORK_WARNING => error,
                         other => ProtocolError::Unexpected(other).into(),
                     },
@@ -379,7 +379,7 @@ impl Replier<'_> {
 
     fn take(&self, incoming: &mut Incoming) -> Result<(), ConnectionError> {
         let limit = self.session.life.settings.max_job_size.saturating_add(MAX_ARGUMENTS);
-        while let Some(packet) = incoming.next(limit)? {
+        while let Some(packet) = incoming.next(|kind| limit_of(kind, limit))? {
             match packet.kind {
                 kind::JOB_CREATED => {
                     self.answered(&packet)?;
@@ -441,7 +441,9 @@ impl Replier<'_> {
 fn pass(handle: &[u8], packet: &Packet<'_>) -> Vec<u8> {
     let rest = packet.body.iter().position(|&byte| byte == 0).map_or(&[][..], |end| &packet.body[end..]);
     let mut out = Vec::with_capacity(handle.len() + rest.len() + 32);
-    put_header(&mut out, packet.kind, handle.len() + rest.len());
+    if put_header(&mut out, packet.kind, handle.len() + rest.len()).is_err() {
+        return out;
+    }
     out.extend_from_slice(handle);
     out.extend_from_slice(rest);
     out

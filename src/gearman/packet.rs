@@ -12,6 +12,10 @@ pub const HEADER_SIZE: usize = 12;
 /// The longest unique id that every server hands on unchanged, bytes: gearmand stores 64 as 63.
 pub const MAX_UNIQUE_SIZE: usize = 63;
 
+/// The arguments of a packet beside data: handles, queue names, unique ids, error texts, bytes in all. Only data may be
+/// large.
+pub const MAX_SMALL_PACKET: usize = 4 << 10;
+
 const REQUEST: [u8; 4] = *b"\0REQ";
 const RESPONSE: [u8; 4] = *b"\0RES";
 
@@ -72,17 +76,24 @@ impl fmt::Display for ProtocolError {
 impl std::error::Error for ProtocolError {}
 
 /// Appends the header of a request whose arguments take `length` bytes, separators counted in.
-pub fn put_header(out: &mut Vec<u8>, kind: u32, length: usize) {
-    debug_assert!(u32::try_from(length).is_ok());
+///
+/// # Errors
+/// The length does not fit the header's 32 bits; nothing is appended.
+pub fn put_header(out: &mut Vec<u8>, kind: u32, length: usize) -> Result<(), ProtocolError> {
+    let stated = u32::try_from(length).map_err(|_| ProtocolError::TooLong(length))?;
     out.extend_from_slice(&REQUEST);
     out.extend_from_slice(&kind.to_be_bytes());
-    out.extend_from_slice(&(length as u32).to_be_bytes());
+    out.extend_from_slice(&stated.to_be_bytes());
+    Ok(())
 }
 
-/// Appends a request with its arguments.
+/// Appends a request with its arguments; nothing where they are longer than a packet can be.
 pub fn put_request(out: &mut Vec<u8>, kind: u32, arguments: &[&[u8]]) {
     let separators = arguments.len().saturating_sub(1);
-    put_header(out, kind, arguments.iter().map(|argument| argument.len()).sum::<usize>() + separators);
+    let length = arguments.iter().map(|argument| argument.len()).sum::<usize>() + separators;
+    if put_header(out, kind, length).is_err() {
+        return;
+    }
     for (position, argument) in arguments.iter().enumerate() {
         if position > 0 {
             out.push(0);
@@ -141,11 +152,11 @@ pub enum Parsed {
     },
 }
 
-/// Looks at the packet at the beginning of `bytes`; a body may take `limit` bytes.
+/// Looks at the packet at the beginning of `bytes`; a body may take as many bytes as `limit` says for its type.
 ///
 /// # Errors
 /// The bytes are no response.
-pub fn parse(bytes: &[u8], limit: usize) -> Result<Parsed, ProtocolError> {
+pub fn parse(bytes: &[u8], limit: impl Fn(u32) -> usize) -> Result<Parsed, ProtocolError> {
     let Some((header, _)) = bytes.split_first_chunk::<HEADER_SIZE>() else {
         // A wrong beginning is told at once, not only when twelve bytes have come.
         return match RESPONSE.starts_with(&bytes[..bytes.len().min(RESPONSE.len())]) {
@@ -159,7 +170,7 @@ pub fn parse(bytes: &[u8], limit: usize) -> Result<Parsed, ProtocolError> {
     }
     let kind = u32::from_be_bytes([k0, k1, k2, k3]);
     let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
-    if length > limit {
+    if length > limit(kind) {
         return Ok(Parsed::TooLong { kind, length });
     }
     let end = HEADER_SIZE + length;
@@ -186,8 +197,8 @@ impl Incoming {
     /// The next whole packet among the bytes that were read; `None` when more must be read first.
     ///
     /// # Errors
-    /// The bytes are no response, or a body is longer than `limit` bytes.
-    pub fn next(&mut self, limit: usize) -> Result<Option<Packet<'_>>, ProtocolError> {
+    /// The bytes are no response, or a body is longer than `limit` says for its type.
+    pub fn next(&mut self, limit: impl Fn(u32) -> usize) -> Result<Option<Packet<'_>>, ProtocolError> {
         match parse(&self.buffer[self.start..self.end], limit)? {
             Parsed::Incomplete { .. } => Ok(None),
             Parsed::TooLong { length, .. } => Err(ProtocolError::TooLong(length)),
@@ -196,14 +207,6 @@ impl Incoming {
                 self.start += end;
                 Ok(Some(Packet { kind, body }))
             }
-        }
-    }
-
-    /// The type that the next packet's header announces, 0 while that has not come.
-    pub fn kind(&self) -> u32 {
-        match self.unread() {
-            [_, _, _, _, a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
-            _ => 0,
         }
     }
 
@@ -249,6 +252,13 @@ impl Incoming {
     }
 }
 
+/// The code of an ERROR packet, cut and made printable.
+pub fn error_code(body: &[u8]) -> String {
+    let code = body.split(|&byte| byte == 0).next().unwrap_or_default();
+    let printable = |byte: u8| if byte.is_ascii_alphanumeric() || byte == b'_' { byte as char } else { '?' };
+    code.iter().take(40).map(|&byte| printable(byte)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,7 +296,7 @@ mod tests {
             for mut chunk in bytes.chunks(piece) {
                 while !chunk.is_empty() {
                     incoming.fill(&mut chunk).unwrap();
-                    while let Some(packet) = incoming.next(1 << 20).unwrap() {
+                    while let Some(packet) = incoming.next(|_| 1 << 20).unwrap() {
                         seen.push((packet.kind, packet.body.len()));
                     }
                 }
@@ -301,11 +311,11 @@ mod tests {
 
     #[test]
     fn what_is_no_packet_is_told_at_its_first_byte() {
-        assert_eq!(parse(b"H", 10), Err(ProtocolError::BadMagic));
-        assert_eq!(parse(b"\0REQ\0\0\0\x06\0\0\0\0", 10), Err(ProtocolError::BadMagic));
-        assert_eq!(parse(b"", 10), Ok(Parsed::Incomplete { needed: HEADER_SIZE }));
+        assert_eq!(parse(b"H", |_| 10), Err(ProtocolError::BadMagic));
+        assert_eq!(parse(b"\0REQ\0\0\0\x06\0\0\0\0", |_| 10), Err(ProtocolError::BadMagic));
+        assert_eq!(parse(b"", |_| 10), Ok(Parsed::Incomplete { needed: HEADER_SIZE }));
         assert_eq!(
-            parse(b"\0RES\0\0\0\x08\xff\xff\xff\xff", 10),
+            parse(b"\0RES\0\0\0\x08\xff\xff\xff\xff", |_| 10),
             Ok(Parsed::TooLong { kind: kind::JOB_CREATED, length: 0xffff_ffff })
         );
     }
@@ -314,7 +324,7 @@ mod tests {
     fn a_false_length_takes_no_memory_beyond_the_bytes_that_came() {
         let mut incoming = Incoming::default();
         incoming.fill(&mut &b"\0RES\0\0\0\x1c\x03\xff\xff\xff"[..]).unwrap();
-        assert_eq!(incoming.next(64 << 20).unwrap(), None);
+        assert_eq!(incoming.next(|_| 64 << 20).unwrap(), None);
         incoming.fill(&mut &b"x"[..]).unwrap();
         assert!(incoming.buffer.len() <= 2 * SMALLEST_READ);
     }

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use gearman_proxy::cli::{self, Action, Cli};
-use gearman_proxy::config::{self, Config};
-use gearman_proxy::{proxy, top, trial};
+use gearman_proxy::config::{self, Address, Config};
+use gearman_proxy::{ask, proxy, trial};
 
 /// A failure at run time.
 const FAILED: u8 = 1;
@@ -35,9 +35,32 @@ fn run(cli: &Cli) -> io::Result<u8> {
         Action::Try(address) => with_config(cli, |config| {
             trial::run(&config, address, &mut io::stdin(), &mut Readable(io::stdout()), &mut Readable(io::stderr()))
         }),
-        Action::Status(_) | Action::Replay { .. } => Err(io::Error::other("this is not part of this build")),
-        Action::Top { once, .. } => with_config(cli, |config| top::run(&config, *once, &mut Readable(io::stdout()))),
+        Action::Status(address) => {
+            with_status_queue(cli, address, |address| ask::status(address, &mut Readable(io::stdout())))
+        }
+        Action::Top { address, once } => {
+            with_status_queue(cli, address, |address| ask::top(address, *once, &mut Readable(io::stdout())))
+        }
+        Action::Replay { from, to } => ask::replay(from, to, &mut Readable(io::stdout())),
     }
+}
+
+/// With the address that was given; only without one is the configuration read, which may be wrong.
+fn with_status_queue(
+    cli: &Cli,
+    given: &Option<Address>,
+    work: impl FnOnce(&Address) -> io::Result<u8>,
+) -> io::Result<u8> {
+    if let Some(address) = given {
+        return work(address);
+    }
+    with_config(cli, |config| match &config.statusqueue {
+        Some(address) => work(address),
+        None => {
+            say("gearman-proxy: the configuration has no statusqueue: set one, or give its address behind a `=`\n");
+            Ok(WRONG)
+        }
+    })
 }
 
 /// The check and the service take the same way to their configuration.

@@ -18,7 +18,7 @@ use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
 use crate::pidfile::{PidFile, PidFileError};
-use crate::status::{self, Snapshot, StatusWorker};
+use crate::status::{self, StatusWorker};
 
 /// After the time that forwards have to stop and to say goodbye, those whose source hangs are given this much.
 const STOP_GRACE: Duration = Duration::from_secs(1);
@@ -154,8 +154,8 @@ impl Proxy<'_> {
     fn start(&mut self) -> io::Result<()> {
         self.warn();
         info!("gearman-proxy {} starts with {}", env!("CARGO_PKG_VERSION"), self.count());
-        self.arrange_forwards(&self.settings.clone())?;
         self.start_status()?;
+        self.arrange_forwards(&self.settings.clone())?;
         self.notifier.ready(&self.summary());
         Ok(())
     }
@@ -174,15 +174,13 @@ impl Proxy<'_> {
     }
 
     fn start_status(&mut self) -> io::Result<()> {
-        if let Some(address) = &self.config.statusqueue {
-            self.status = Some(StatusWorker::start(address.clone(), Arc::clone(&self.metrics))?);
-        }
+        let metrics = Arc::clone(&self.metrics);
+        self.status = Some(StatusWorker::start(self.config.statusqueue.clone(), None, metrics)?);
         Ok(())
     }
 
     fn summary(&self) -> String {
-        let forwards: Vec<_> = self.metrics.forwards().iter().map(|forward| Snapshot::of(forward, None)).collect();
-        status::summary(&forwards)
+        status::summary(&self.metrics)
     }
 
     /// Makes the running forwards those of the configuration: who did not change goes on untouched, with its counters; the
@@ -233,10 +231,14 @@ impl Proxy<'_> {
     /// Reads the configuration anew. A wrong one is logged, and the old one goes on.
     fn reload(&mut self) -> io::Result<()> {
         self.notifier.reloading();
-        match config::load(&self.cli.config) {
-            Ok(config) => self.take_over(config)?,
+        match config::load(&self.cli.config_paths()) {
+            Ok(config) => {
+                self.metrics.set_configuration_wrong(false);
+                self.take_over(config)?;
+            }
             Err(errors) => {
-                for line in errors.to_string().lines() {
+                self.metrics.set_configuration_wrong(true);
+                for line in errors.report(false).lines() {
                     error!("{line}");
                 }
                 error!("the configuration is wrong, the old one goes on");
@@ -296,7 +298,7 @@ impl Proxy<'_> {
         for forward in &left {
             let metrics = forward.metrics();
             let (held, config) = (metrics.held(), &metrics.config);
-            warn!("{} = {} has not stopped, {held} jobs go back", config.source, config.first_destination());
+            warn!("{} = {} has not stopped, {held} jobs go back", config.source, config.destination);
         }
         if let Some(status) = self.status.take() {
             status.stop();

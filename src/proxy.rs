@@ -10,14 +10,17 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use log::{LevelFilter, error, info, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level;
 
 use crate::cli::Cli;
 use crate::config::{self, Config, LogTarget};
 use crate::forward::{Forward, Settings};
 use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
-use crate::notify::Notifier;
+use crate::notify::{Heartbeats, Notifier};
+use crate::outages::{Line, Outages};
 use crate::pidfile::{PidFile, PidFileError};
+use crate::sandbox;
 use crate::status::{self, Snapshot, StatusWorker};
 
 /// After the time that forwards have to stop and to say goodbye, those whose source hangs are given this much.
@@ -28,6 +31,12 @@ const STOP_LOOK: Duration = Duration::from_millis(10);
 
 /// A second signal so soon after the first is the same one: `timeout` and some shells send it to a process and its group.
 const SAME_SIGNAL: Duration = Duration::from_millis(50);
+
+/// After a second signal the main thread has this much to end the process in order; then the signal thread ends it.
+const SECOND_SIGNAL: Duration = Duration::from_millis(200);
+
+/// Between looks at what else the main thread does while it waits for a signal.
+const TICK: Duration = Duration::from_millis(200);
 
 /// Between updates of what `systemctl status` shows.
 const NOTIFY_EVERY: Duration = Duration::from_secs(10);
@@ -91,6 +100,11 @@ struct Proxy<'c> {
     leaving: Vec<Forward>,
     status: Option<StatusWorker>,
     notifier: Notifier,
+    notified: Instant,
+    heartbeats: Heartbeats,
+    outages: Arc<Outages>,
+    /// The thread that is stuck, which is logged once.
+    stuck: Option<String>,
 }
 
 /// Runs the forwards of a configuration until a signal ends it.
@@ -98,22 +112,35 @@ struct Proxy<'c> {
 /// # Errors
 /// The proxy could not start, or a second signal came before it had stopped.
 pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
-    // Before any thread: only then can the local time's offset be read.
     let log = logging::init(log_target(cli, &config), log_level(cli, &config))?;
+    let ended = run_logged(cli, config, &log);
+    log.flush();
+    ended
+}
+
+fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), ProxyError> {
     let pidfile = pidfile(cli, &config)?;
+    // Whatever needs a system call that is refused from here on is done; the log's thread gets the filter too.
+    if let Err(reason) = sandbox::apply() {
+        warn!("the kernel does not restrict this process: {reason}; running without its seccomp filter");
+    }
     let signals = signals()?;
     let settings = Settings { max_job_size: config.max_job_size, ..Settings::default() };
     let mut proxy = Proxy {
         cli,
         config,
         settings,
-        log,
+        log: log.clone(),
         pidfile,
         metrics: Arc::default(),
         forwards: Vec::new(),
         leaving: Vec::new(),
         status: None,
         notifier: Notifier::from_environment(),
+        notified: Instant::now(),
+        heartbeats: Heartbeats::default(),
+        outages: Arc::default(),
+        stuck: None,
     };
     proxy.start()?;
     proxy.wait(&signals)?;
@@ -137,14 +164,22 @@ fn pidfile(cli: &Cli, config: &Config) -> Result<Option<PidFile>, PidFileError> 
     cli.pidfile.as_ref().or(config.pidfile.as_ref()).map(|path| PidFile::create(path)).transpose()
 }
 
-/// A channel of the signals that are meant for us.
+/// A channel of the signals that are meant for us. At the second SIGTERM or SIGINT its thread ends the process by itself, so
+/// that nothing that blocks, neither the main thread nor the log, can keep it.
 fn signals() -> io::Result<Receiver<i32>> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let (sender, receiver) = unbounded();
     thread::Builder::new().name("signals".to_string()).spawn(move || {
+        let mut first: Option<Instant> = None;
         for signal in &mut signals {
+            let second = signal != SIGHUP && first.get_or_insert_with(Instant::now).elapsed() > SAME_SIGNAL;
             // It fails only when the main thread is about to end the process.
             let _ = sender.send(signal);
+            if second {
+                thread::sleep(SECOND_SIGNAL);
+                // Without exit handlers, which may wait for a lock.
+                low_level::exit(1);
+            }
         }
     })?;
     Ok(receiver)
@@ -218,15 +253,34 @@ impl Proxy<'_> {
     /// Runs until a signal asks for the end.
     fn wait(&mut self, signals: &Receiver<i32>) -> io::Result<()> {
         loop {
-            match signals.recv_timeout(NOTIFY_EVERY) {
+            match signals.recv_timeout(TICK) {
                 Ok(SIGHUP) => self.reload()?,
                 Ok(signal) => {
                     info!("{} received, stopping", if signal == SIGINT { "SIGINT" } else { "SIGTERM" });
                     return Ok(());
                 }
-                Err(RecvTimeoutError::Timeout) => self.notifier.status(&self.summary()),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
             }
+            self.tick(Instant::now());
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        for line in self.outages.lines() {
+            match line {
+                Line::Lost(text) => warn!("{text}"),
+                Line::Back(text) => info!("{text}"),
+            }
+        }
+        let stuck = self.notifier.feed(&self.heartbeats, now).err();
+        if stuck.is_some() && stuck != self.stuck {
+            error!("thread {} is stuck; systemd will restart the service", stuck.as_deref().unwrap_or_default());
+        }
+        self.stuck = stuck;
+        if now.duration_since(self.notified) >= NOTIFY_EVERY {
+            self.notifier.status(&self.summary());
+            self.notified = now;
         }
     }
 

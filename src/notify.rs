@@ -35,6 +35,9 @@ use parking_lot::Mutex;
 /// What /proc counts a process's start in, microseconds (USER_HZ, 100 on every Linux that Rust knows but two old ones).
 const TICK: u64 = 10_000;
 
+/// How long a notification may take.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// The way to the service manager, if there is one.
 #[derive(Debug)]
 pub struct Notifier {
@@ -62,7 +65,10 @@ impl Notifier {
             [b'/', ..] => SocketAddr::from_pathname(address)?,
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        Ok((UnixDatagram::unbound()?, manager))
+        let socket = UnixDatagram::unbound()?;
+        // A manager that hangs keeps nothing.
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok((socket, manager))
     }
 
     /// The service is started or has reloaded; `status` is what `systemctl status` shows.

@@ -360,3 +360,46 @@ impl Proxy<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, id};
+
+    use super::*;
+
+    #[test]
+    fn a_second_signal_ends_the_process_whatever_blocks() {
+        const CHILD: &str = "GEARMAN_PROXY_TEST_SIGNALS";
+        if std::env::var_os(CHILD).is_some() {
+            let _received = signals().unwrap();
+            eprintln!("waiting");
+            loop {
+                thread::park();
+            }
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "proxy::tests::a_second_signal_ends_the_process_whatever_blocks", "--nocapture"])
+            .env(CHILD, id().to_string())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut waiting = [0; 7];
+        io::Read::read_exact(child.stderr.as_mut().unwrap(), &mut waiting).unwrap();
+        let mut send = |signal| {
+            Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+            thread::sleep(SAME_SIGNAL * 2 + SECOND_SIGNAL);
+            child.try_wait().unwrap()
+        };
+        // One and a SIGHUP are no second one.
+        assert_eq!((send("TERM"), send("HUP")), (None, None));
+        let began = Instant::now();
+        let status = loop {
+            match send("INT") {
+                Some(status) => break status,
+                None => assert!(began.elapsed() < Duration::from_secs(30)),
+            }
+        };
+        assert_eq!(status.code(), Some(1));
+    }
+}

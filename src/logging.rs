@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
+use std::io::ErrorKind::NotFound;
 use std::io::{self, Write};
 use std::mem;
 use std::os::fd::AsFd;
@@ -30,35 +31,25 @@ const MAX_ESCAPED: usize = 200;
 /// Lines that wait for the log's file take up to this, bytes.
 const QUEUE_SIZE: usize = 1 << 20;
 
-/// How long [`Handle::flush`] waits at most.
-const FLUSH: Duration = Duration::from_secs(1);
+/// How long [`Handle::flush`] waits at most, and after how long the log's file is tried again while lines are lost.
+const SECOND: Duration = Duration::from_secs(1);
 
-/// While lines are lost, the log's file is tried again this often.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Between tries where standard output or error was made non-blocking by whoever opened it.
-const FULL_PIPE: Duration = Duration::from_millis(20);
+/// The log's thread looks up at least this often: a time without a meaning.
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// O_NONBLOCK of open(2): the opening of a FIFO returns at once. The same on x86_64, aarch64 and all newer architectures.
 const O_NONBLOCK: i32 = 0o4000;
 
 /// Why there is no log.
 #[derive(Debug)]
-pub enum LogError {
-    Open {
-        target: LogTarget,
-        error: io::Error,
-    },
-    /// The process has a logger already.
-    Taken,
+pub struct LogError {
+    target: LogTarget,
+    error: io::Error,
 }
 
 impl fmt::Display for LogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LogError::Open { target, error } => write!(f, "{} can't be opened: {error}", name(target)),
-            LogError::Taken => write!(f, "the log is set up already"),
-        }
+        write!(f, "{} can't be opened: {}", name(&self.target), self.error)
     }
 }
 
@@ -116,7 +107,7 @@ impl Handle {
     /// Waits until all lines are written, for a second at most.
     pub fn flush(&self) {
         let queue = Arc::clone(&self.current.lock().queue);
-        queue.flush(Instant::now() + FLUSH);
+        queue.flush(SECOND);
     }
 }
 
@@ -126,7 +117,8 @@ impl Handle {
 /// The target can't be opened.
 pub fn init(target: &LogTarget, level: LevelFilter) -> Result<Handle, LogError> {
     let handle = Handle { current: Arc::new(Mutex::new(Current::open(target)?)) };
-    log::set_boxed_logger(Box::new(Logger(handle.clone()))).map_err(|_| LogError::Taken)?;
+    log::set_boxed_logger(Box::new(Logger(handle.clone())))
+        .map_err(|error| LogError { target: target.clone(), error: io::Error::other(error) })?;
     log::set_max_level(level);
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -152,13 +144,9 @@ struct Escaped<'a> {
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut left = self.limit;
-        for chunk in self.bytes.utf8_chunks() {
+        let shown = self.bytes.get(..self.limit).unwrap_or(self.bytes);
+        for chunk in shown.utf8_chunks() {
             for c in chunk.valid().chars() {
-                left = match left.checked_sub(c.len_utf8()) {
-                    Some(left) => left,
-                    None => return f.write_str("..."),
-                };
                 match c {
                     ' '..='~' => write!(f, "{c}")?,
                     '\0'..='\x7f' => write!(f, "\\x{:02x}", u32::from(c))?,
@@ -166,15 +154,9 @@ impl fmt::Display for Escaped<'_> {
                     _ => write!(f, "{}", c.escape_debug())?,
                 }
             }
-            for byte in chunk.invalid() {
-                left = match left.checked_sub(1) {
-                    Some(left) => left,
-                    None => return f.write_str("..."),
-                };
-                write!(f, "\\x{byte:02x}")?;
-            }
+            chunk.invalid().iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
         }
-        Ok(())
+        f.write_str(if shown.len() < self.bytes.len() { "..." } else { "" })
     }
 }
 
@@ -202,15 +184,10 @@ impl Limiter {
         Some(mem::take(&mut self.suppressed))
     }
 
-    /// How many messages were not written, once, when there was none for five seconds.
+    /// How many messages were not written, once, when there was none for five seconds. (At the end, ask for a later time.)
     pub fn due(&mut self, now: Instant) -> Option<u64> {
         let quiet = self.last.is_some_and(|last| now.duration_since(last) >= Self::QUIET);
         (quiet && self.suppressed > 0).then(|| mem::take(&mut self.suppressed))
-    }
-
-    /// How many messages were not written yet, for the end.
-    pub fn rest(&mut self) -> Option<u64> {
-        Some(mem::take(&mut self.suppressed)).filter(|rest| *rest > 0)
     }
 }
 
@@ -245,38 +222,28 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// What waits, and how many lines were dropped behind it. None when the queue is closed and empty.
-    fn take(&self, patience: Option<Duration>) -> Option<(Vec<u8>, u64)> {
+    /// What waits, and how many lines were dropped behind it: nothing if none came in time. None when the queue is closed
+    /// and empty.
+    fn take(&self, patience: Duration) -> Option<(Vec<u8>, u64)> {
         let mut waiting = self.waiting.lock();
         waiting.writing = false;
         self.changed.notify_all();
-        while waiting.lines.is_empty() && waiting.dropped == 0 {
-            if waiting.closed {
-                return None;
-            }
-            match patience {
-                None => self.changed.wait(&mut waiting),
-                Some(patience) if self.changed.wait_for(&mut waiting, patience).timed_out() => break,
-                Some(_) => {}
-            }
-        }
-        waiting.writing = true;
-        Some((mem::take(&mut waiting.lines), mem::take(&mut waiting.dropped)))
+        let nothing = |waiting: &Waiting| waiting.lines.is_empty() && waiting.dropped == 0;
+        self.changed.wait_while_for(&mut waiting, |waiting| nothing(waiting) && !waiting.closed, patience);
+        let ended = nothing(&waiting) && waiting.closed;
+        waiting.writing = !ended;
+        (!ended).then(|| (mem::take(&mut waiting.lines), mem::take(&mut waiting.dropped)))
     }
 
-    fn flush(&self, deadline: Instant) {
-        let mut waiting = self.waiting.lock();
-        while !waiting.lines.is_empty() || waiting.writing {
-            if self.changed.wait_until(&mut waiting, deadline).timed_out() {
-                return;
-            }
-        }
+    fn flush(&self, patience: Duration) {
+        let busy = |waiting: &mut Waiting| !waiting.lines.is_empty() || waiting.writing;
+        self.changed.wait_while_for(&mut self.waiting.lock(), busy, patience);
     }
 }
 
 impl Current {
     fn open(target: &LogTarget) -> Result<Current, LogError> {
-        let failed = |error| LogError::Open { target: target.clone(), error };
+        let failed = |error| LogError { target: target.clone(), error };
         let file = open(target).map_err(failed)?;
         let journal = *target == LogTarget::Stderr
             && std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&file, &stream));
@@ -302,28 +269,20 @@ fn open_file(path: &Path) -> io::Result<File> {
     // Before the opening, because that of a FIFO without a reader fails with a reason that helps nobody.
     path.metadata().map_or(Ok(()), |there| refuse_other(there.file_type()))?;
     let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(O_NONBLOCK).open(path);
-    let file = file
-        .map_err(|error| missing_folder(path).filter(|_| error.kind() == io::ErrorKind::NotFound).unwrap_or(error))?;
+    let file = file.map_err(|error| missing_folder(path).filter(|_| error.kind() == NotFound).unwrap_or(error))?;
     refuse_other(file.metadata()?.file_type())?;
     Ok(file)
 }
 
 fn refuse_other(kind: FileType) -> io::Result<()> {
-    let kind = match kind {
-        _ if kind.is_file() || kind.is_char_device() => return Ok(()),
-        _ if kind.is_dir() => "directory",
-        _ if kind.is_fifo() => "FIFO",
-        _ if kind.is_socket() => "socket",
-        _ => "block device",
-    };
-    Err(io::Error::other(format!("it is a {kind}, not a regular file")))
+    let fits = kind.is_file() || kind.is_char_device();
+    fits.then_some(()).ok_or_else(|| io::Error::other("it is not a regular file"))
 }
 
 fn missing_folder(path: &Path) -> Option<io::Error> {
-    let missing =
-        path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()).last()?;
+    let missing = path.ancestors().skip(1).filter(|folder| *folder != "" && !folder.exists()).last()?;
     let missing = escaped(missing.as_os_str().as_encoded_bytes()).to_string();
-    Some(io::Error::new(io::ErrorKind::NotFound, format!("folder {missing} does not exist")))
+    Some(io::Error::new(NotFound, format!("folder {missing} does not exist")))
 }
 
 /// Whether `file` is the one that `stream` names, as `DEVICE:INODE` (JOURNAL_STREAM in systemd.exec(5)).
@@ -337,7 +296,7 @@ struct Output {
     target: LogTarget,
     file: File,
     journal: bool,
-    /// The last line that was written is not whole.
+    /// The last line that was written may not be whole.
     torn: bool,
     /// Lines that were lost and not told of yet.
     lost: u64,
@@ -347,7 +306,7 @@ struct Output {
 
 impl Output {
     fn run(mut self, queue: &Queue) {
-        while let Some((lines, dropped)) = queue.take((self.lost > 0).then_some(RETRY)) {
+        while let Some((lines, dropped)) = queue.take(if self.lost > 0 { SECOND } else { DAY }) {
             let mut result = self.recreate_if_removed();
             for line in lines.split_inclusive(|&byte| byte == b'\n') {
                 result = result.and_then(|()| self.report()).and_then(|()| self.write(line));
@@ -382,28 +341,12 @@ impl Output {
         Ok(())
     }
 
+    /// Writes a line, behind a line end where the last one failed.
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.torn {
-            self.write_some(b"\n")?;
-        }
-        let mut rest = line;
-        while let Some(left) = rest.get(self.write_some(rest)?..).filter(|left| !left.is_empty()) {
-            self.torn = true;
-            rest = left;
-        }
+        let start: &[u8] = if mem::replace(&mut self.torn, true) { b"\n" } else { b"" };
+        self.file.write_all(&[start, line].concat())?;
         self.torn = false;
         Ok(())
-    }
-
-    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            match self.file.write(bytes) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(FULL_PIPE),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
-            }
-        }
     }
 
     /// Says once on standard error why lines are lost.
@@ -446,7 +389,8 @@ fn format_line(journal: bool, level: Level, message: &str) -> Vec<u8> {
     // One message is one line, whatever is in it.
     let message = Escaped { bytes: message.as_bytes(), limit: usize::MAX };
     if journal {
-        return journal_line(level, thread::current().name(), message).into_bytes();
+        let thread = thread::current().name().map_or(String::new(), |name| format!("({name}) "));
+        return format!("<{}>{thread}{message}\n", priority(level)).into_bytes();
     }
     let mut config = ConfigBuilder::new();
     config
@@ -475,17 +419,13 @@ fn local_time(rfc3339: &[u8]) -> Vec<u8> {
     [part(0, 10), b" ", part(11, 19), b".", &digits].concat()
 }
 
-/// A line for the journal: `<PRIORITY>(THREAD) MESSAGE` (sd-daemon(3)).
-fn journal_line(level: Level, thread: Option<&str>, message: impl fmt::Display) -> String {
-    let priority = match level {
+/// A line's level as the journal reads it: `<PRIORITY>` before the message (sd-daemon(3)).
+fn priority(level: Level) -> u8 {
+    match level {
         Level::Error => 3,
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
-    };
-    match thread {
-        Some(thread) => format!("<{priority}>({thread}) {message}\n"),
-        None => format!("<{priority}>{message}\n"),
     }
 }
 
@@ -610,7 +550,7 @@ mod tests {
         for (path, reason) in [
             (PathBuf::from("/nonexistent/logs/proxy.log"), "folder /nonexistent does not exist"),
             (scratch.0.join("logs/proxy.log"), "/logs does not exist"),
-            (scratch.0.clone(), "it is a directory, not a regular file"),
+            (scratch.0.clone(), "it is not a regular file"),
             (PathBuf::from("/dev/null/proxy.log"), "Not a directory"),
         ] {
             let error = handle.set_target(&LogTarget::File(path.clone())).unwrap_err().to_string();
@@ -626,10 +566,10 @@ mod tests {
         let scratch = Scratch::new("fifo");
         assert!(std::process::Command::new("mkfifo").arg(scratch.log()).status().unwrap().success());
         let open = || Current::open(&LogTarget::File(scratch.log())).unwrap_err().to_string();
-        assert!(open().contains("it is a FIFO, not a regular file"), "{}", open());
+        assert!(open().contains("it is not a regular file"), "{}", open());
         // With a reader its opening would succeed.
         let _reader = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(scratch.log()).unwrap();
-        assert!(open().contains("it is a FIFO, not a regular file"), "{}", open());
+        assert!(open().contains("it is not a regular file"), "{}", open());
     }
 
     #[test]
@@ -647,7 +587,7 @@ mod tests {
         let file = open(&target).unwrap();
         let mut output = Output { target, file, journal: false, torn: false, lost: 0, told: false };
         assert!(output.write(b"one\n").is_err());
-        (output.lost, output.torn) = (3, true);
+        output.lost = 3;
         output.file = File::create(scratch.log()).unwrap();
         output.report().unwrap();
         output.write(b"four\n").unwrap();
@@ -690,7 +630,7 @@ mod tests {
             queue.push(&line);
         }
         let began = Instant::now();
-        queue.flush(began + Duration::from_millis(50));
+        queue.flush(Duration::from_millis(50));
         assert!(began.elapsed() >= Duration::from_millis(50), "the pipe holds 64 KiB");
         queue.close();
         let mut text = String::new();
@@ -741,10 +681,9 @@ mod tests {
 
     #[test]
     fn the_journal_gets_priorities_and_no_time() {
-        assert_eq!(journal_line(Level::Error, Some("status"), "down"), "<3>(status) down\n");
-        assert_eq!(journal_line(Level::Warn, Some("main"), "x"), "<4>(main) x\n");
-        assert_eq!(journal_line(Level::Info, None, "x"), "<6>x\n");
-        assert_eq!(journal_line(Level::Trace, None, "x"), "<7>x\n");
+        assert_eq!([Level::Error, Level::Warn, Level::Info, Level::Trace].map(priority), [3, 4, 6, 7]);
+        let line = thread::spawn(|| format_line(true, Level::Info, "x\ny")).join().unwrap();
+        assert_eq!(line, b"<6>x\\x0ay\n", "a thread without a name");
         let scratch = Scratch::new("journal");
         let (logger, handle) = logger(&LogTarget::File(scratch.log()));
         handle.current.lock().journal = true;
@@ -801,7 +740,6 @@ mod tests {
         // A flood: a line a second, each with the number of those before it.
         let written: Vec<_> = (0..2500).filter_map(|n| limiter.admit(after(10_000 + n))).collect();
         assert_eq!(written, [0, 999, 999]);
-        assert_eq!((limiter.rest(), limiter.rest()), (Some(499), None));
-        assert_eq!(limiter.due(after(60_000)), None);
+        assert_eq!((limiter.due(after(60_000)), limiter.due(after(60_000))), (Some(499), None));
     }
 }

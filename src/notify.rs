@@ -7,7 +7,6 @@
 //! # use gearman_proxy::notify::Heartbeats;
 //! # use std::time::Duration;
 //! # let (heartbeats, jobs) = (Heartbeats::default(), std::sync::mpsc::channel::<u8>().1);
-//! # drop(jobs.try_recv());
 //! let heartbeat = heartbeats.register("work/reader", Duration::from_secs(60));
 //! // Whatever may rightly take as long as it likes: the wait for a job, a read without a deadline.
 //! while let Ok(job) = heartbeat.idle(|| jobs.recv()) {
@@ -25,7 +24,6 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -127,54 +125,36 @@ fn watchdog(microseconds: Option<String>, process: Option<String>) -> Option<Dur
 }
 
 /// The threads that must turn over.
-#[derive(Debug, Clone)]
-pub struct Heartbeats {
-    start: Instant,
-    threads: Arc<Mutex<Vec<Weak<Beat>>>>,
-}
+#[derive(Debug, Clone, Default)]
+pub struct Heartbeats(Arc<Mutex<Vec<Weak<Beat>>>>);
 
 /// A thread's; no longer expected when dropped.
 #[derive(Debug)]
-pub struct Heartbeat {
-    start: Instant,
-    beat: Arc<Beat>,
-}
+pub struct Heartbeat(Arc<Beat>);
 
 #[derive(Debug)]
 struct Beat {
     name: String,
     allowed: Duration,
-    /// The last turn, milliseconds after the start, or [`IDLE`].
-    last: AtomicU64,
-}
-
-/// The last turn of a thread that waits.
-const IDLE: u64 = u64::MAX;
-
-impl Default for Heartbeats {
-    fn default() -> Heartbeats {
-        Heartbeats { start: Instant::now(), threads: Arc::default() }
-    }
+    /// The last turn; none while the thread waits.
+    last: Mutex<Option<Instant>>,
 }
 
 impl Heartbeats {
     /// Expects a turn of a thread within each `allowed` time from now on.
     pub fn register(&self, name: &str, allowed: Duration) -> Heartbeat {
-        let beat = Arc::new(Beat { name: name.to_owned(), allowed, last: AtomicU64::new(0) });
-        let heartbeat = Heartbeat { start: self.start, beat };
-        heartbeat.turn();
-        self.threads.lock().push(Arc::downgrade(&heartbeat.beat));
-        heartbeat
+        let beat = Arc::new(Beat { name: name.to_owned(), allowed, last: Mutex::new(Some(Instant::now())) });
+        self.0.lock().push(Arc::downgrade(&beat));
+        Heartbeat(beat)
     }
 
     /// The name of a thread that is late.
     pub fn late(&self, now: Instant) -> Option<String> {
-        let now = now.saturating_duration_since(self.start);
-        let mut threads = self.threads.lock();
+        let mut threads = self.0.lock();
         threads.retain(|thread| thread.strong_count() > 0);
         threads.iter().filter_map(Weak::upgrade).find_map(|beat| {
-            let last = Duration::from_millis(beat.last.load(Ordering::Relaxed));
-            (now.saturating_sub(last) > beat.allowed).then(|| beat.name.clone())
+            let late = beat.last.lock().is_some_and(|last| now.saturating_duration_since(last) > beat.allowed);
+            late.then(|| beat.name.clone())
         })
     }
 }
@@ -182,13 +162,12 @@ impl Heartbeats {
 impl Heartbeat {
     /// The thread is alive.
     pub fn turn(&self) {
-        let millis = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(IDLE);
-        self.beat.last.store(millis, Ordering::Relaxed);
+        *self.0.last.lock() = Some(Instant::now());
     }
 
     /// While the thread waits for what may never come, no turn is expected.
     pub fn idle<T>(&self, wait: impl FnOnce() -> T) -> T {
-        self.beat.last.store(IDLE, Ordering::Relaxed);
+        *self.0.last.lock() = None;
         let outcome = wait();
         self.turn();
         outcome
@@ -321,7 +300,7 @@ mod tests {
         notifier.feed(&heartbeats, after(1000)).unwrap();
         assert_eq!(received(&manager), "WATCHDOG=1");
         drop(in_time);
-        assert_eq!((heartbeats.late(after(9999)), heartbeats.threads.lock().len()), (None, 0));
+        assert_eq!((heartbeats.late(after(9999)), heartbeats.0.lock().len()), (None, 0));
     }
 
     #[test]

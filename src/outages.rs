@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use parking_lot::Mutex;
 
 /// Reports that come within this time make one line.
@@ -28,30 +29,13 @@ const LINES: usize = 8;
 /// Servers that are named in a line for many.
 const NAMED: usize = 3;
 
-/// What a server is to the forward that reports it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    Source,
-    Destination,
-    Reject,
-}
-
-impl Role {
-    fn name(self) -> &'static str {
-        match self {
-            Role::Source => "source",
-            Role::Destination => "destination",
-            Role::Reject => "reject server",
-        }
-    }
-}
-
 /// A forward's report that it lost a server, or couldn't connect to it.
 #[derive(Debug, Clone)]
 pub struct Lost {
     /// `HOST:PORT`.
     pub server: String,
-    pub role: Role,
+    /// What the server is to the forward: `source`, `destination`, `reject server`.
+    pub role: &'static str,
     /// What reasons are compared by: the same for texts that differ only in numbers.
     pub kind: &'static str,
     /// What happened, in words.
@@ -60,15 +44,6 @@ pub struct Lost {
     pub forward: String,
     /// What happens next, e.g. `trying again, its jobs wait`.
     pub next: String,
-}
-
-/// A line for the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Line {
-    /// A warning.
-    Lost(String),
-    /// An information.
-    Back(String),
 }
 
 /// One board for all threads. The main loop asks for lines a few times a second.
@@ -84,7 +59,8 @@ impl Outages {
         self.0.lock().back(server, forward, waiting, Instant::now());
     }
 
-    pub fn lines(&self) -> Vec<Line> {
+    /// The lines that are due, with their levels.
+    pub fn lines(&self) -> Vec<(Level, String)> {
         self.0.lock().lines(Instant::now())
     }
 }
@@ -162,18 +138,17 @@ impl Board {
     }
 
     /// The lines that are due.
-    pub fn lines(&mut self, now: Instant) -> Vec<Line> {
+    pub fn lines(&mut self, now: Instant) -> Vec<(Level, String)> {
         self.written.retain(|written| now.duration_since(*written) < NEWS);
         let room = LINES - self.written.len();
         if room == 0 {
             return Vec::new();
         }
-        let lost = self.take_lost(now);
-        let lost = merged(lost, room.div_ceil(2), "servers lost").into_iter().map(Line::Lost);
-        let mut lines: Vec<_> = lost.collect();
+        let lost = merged(self.take_lost(now), room.div_ceil(2), "servers lost");
+        let mut lines: Vec<_> = lost.into_iter().map(|text| (Level::Warn, text)).collect();
         if lines.len() < room {
-            let back = self.take_back(now);
-            lines.extend(merged(back, room - lines.len(), "servers back").into_iter().map(Line::Back));
+            let back = merged(self.take_back(now), room - lines.len(), "servers back");
+            lines.extend(back.into_iter().map(|text| (Level::Info, text)));
         }
         self.written.extend(lines.iter().map(|_| now));
         self.servers.retain(|_, server| {
@@ -197,7 +172,7 @@ impl Board {
                 let times = reason.times / forwards.len().max(1) as u64;
                 let often =
                     if reason.written.is_some() && times > 1 { format!(", {times} times") } else { String::new() };
-                lost.push(format!("{} {name} lost ({who}{often}): {why}; {next}", role.name()));
+                lost.push(format!("{} {name} lost ({who}{often}): {why}; {next}", role));
                 (reason.due, reason.written, reason.times, server.told) = (None, Some(now), 0, true);
             }
         }
@@ -249,17 +224,11 @@ mod tests {
     fn report(server: &str, kind: &'static str, reason: &str, forward: usize) -> Lost {
         Lost {
             server: server.to_owned(),
-            role: Role::Destination,
+            role: "destination",
             kind,
             reason: reason.to_owned(),
             forward: format!("a/{forward}"),
             next: String::from("trying again"),
-        }
-    }
-
-    fn text(line: &Line) -> &str {
-        match line {
-            Line::Lost(text) | Line::Back(text) => text,
         }
     }
 
@@ -269,7 +238,7 @@ mod tests {
         start: Instant,
         millis: u64,
         /// With the millisecond of each.
-        lines: Vec<(u64, Line)>,
+        lines: Vec<(u64, (Level, String))>,
     }
 
     impl Night {
@@ -292,7 +261,7 @@ mod tests {
         }
 
         fn texts(&self) -> Vec<&str> {
-            self.lines.iter().map(|(_, line)| text(line)).collect()
+            self.lines.iter().map(|(_, (_, text))| text.as_str()).collect()
         }
 
         fn most_in_a_minute(&self) -> usize {
@@ -319,7 +288,7 @@ mod tests {
         }
         night.pass(10, |_, _, _| {});
         assert_eq!(night.texts()[1..], ["b:4730 back after 40 s: 12 of 12 forwards connected, 120 jobs waiting"]);
-        assert!(matches!(night.lines[1], (40_400, Line::Back(_))), "{:?}", night.lines);
+        assert!(matches!(night.lines[1], (40_400, (Level::Info, _))), "{:?}", night.lines);
     }
 
     #[test]

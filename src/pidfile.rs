@@ -13,6 +13,8 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::logging::escaped;
+
 /// More than any process id takes, bytes: a longer file is none of ours.
 const MAX_SIZE: u64 = 32;
 
@@ -28,27 +30,14 @@ const O_NOFOLLOW: i32 = 0o400_000;
 
 /// Why there is no pid file.
 #[derive(Debug)]
-pub enum PidFileError {
-    /// It names a gearman-proxy that runs.
-    Running { path: PathBuf, pid: u32 },
-    /// The file holds something else than a process id, and is better left alone.
-    Foreign { path: PathBuf },
-    /// The file could not be read or written.
-    Io { path: PathBuf, error: io::Error },
+pub struct PidFileError {
+    path: PathBuf,
+    error: io::Error,
 }
 
 impl fmt::Display for PidFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PidFileError::Running { path, pid } => {
-                let path = path.display();
-                write!(f, "pid file {path}: gearman-proxy runs as process {pid}: stop it first, or use another file")
-            }
-            PidFileError::Foreign { path } => {
-                write!(f, "pid file {}: it does not hold a process id: remove it, or use another file", path.display())
-            }
-            PidFileError::Io { path, error } => write!(f, "pid file {}: {error}", path.display()),
-        }
+        write!(f, "pid file {}: {}", escaped(self.path.as_os_str().as_encoded_bytes()), self.error)
     }
 }
 
@@ -67,26 +56,7 @@ impl PidFile {
     /// # Errors
     /// The file names a gearman-proxy that runs, is not one of ours, or can't be written.
     pub fn create(path: &Path) -> Result<PidFile, PidFileError> {
-        let failed = |error| PidFileError::Io { path: path.to_owned(), error };
-        // Of two that start at once, the second looks when the first has written.
-        let _guard = Guard::lock(path).map_err(failed)?;
-        if let Some((content, owner)) = read(path).map_err(failed)? {
-            let text = content.trim_ascii();
-            match std::str::from_utf8(text).ok().and_then(|text| text.parse::<u32>().ok()) {
-                Some(pid) if pid != process::id() && is_proxy(pid, owner) => {
-                    return Err(PidFileError::Running { path: path.to_owned(), pid });
-                }
-                None if !text.is_empty() => return Err(PidFileError::Foreign { path: path.to_owned() }),
-                _ => {}
-            }
-        }
-        let temporary = beside(path, "new");
-        let _ = fs::remove_file(&temporary);
-        let written = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary);
-        let written = written.and_then(|mut file| writeln!(file, "{}", process::id()).map(|()| file));
-        // Never half a number, whoever reads it when.
-        let file = written.and_then(|file| fs::rename(&temporary, path).map(|()| file)).map_err(failed)?;
-        Ok(PidFile { path: path.to_owned(), file })
+        try_create(path).map_err(|error| PidFileError { path: path.to_owned(), error })
     }
 }
 
@@ -98,44 +68,53 @@ impl Drop for PidFile {
     }
 }
 
-/// Held while a pid file is looked at and written: a lock on a file beside it, which only its owner and root can open, so that
-/// no other user can hold it. (The pid file itself may be readable for all.)
-struct Guard {
-    path: PathBuf,
-    file: File,
-}
-
-impl Guard {
-    fn lock(pid_file: &Path) -> io::Result<Guard> {
-        let path = beside(pid_file, "lock");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let file = match OpenOptions::new().write(true).create(true).mode(0o600).custom_flags(OPEN).open(&path) {
-                // Left by a crash under another user.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && fs::remove_file(&path).is_ok() => {
-                    continue;
-                }
-                file => file?,
-            };
-            match file.try_lock() {
-                // A file system without locks: then only two starts at the same moment are not told apart.
-                Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                    return Err(io::Error::other("another gearman-proxy is starting with it"));
-                }
-                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
-                // Unless its last owner removed it between the opening and the lock.
-                _ if same_file(&file, &path) => return Ok(Guard { path, file }),
-                _ => {}
+fn try_create(path: &Path) -> io::Result<PidFile> {
+    // Of two that start at once, the second looks when the first has written.
+    let _guard = lock(path)?;
+    if let Some((content, owner)) = read(path)? {
+        let text = content.trim_ascii();
+        match str::from_utf8(text).ok().and_then(|text| text.parse::<u32>().ok()) {
+            Some(pid) if pid != process::id() && is_proxy(pid, owner) => {
+                let running = format!("gearman-proxy runs as process {pid}: stop it first, or use another file");
+                return Err(io::Error::other(running));
             }
+            // Better left alone.
+            None if !text.is_empty() => {
+                return Err(io::Error::other("it does not hold a process id: remove it, or use another file"));
+            }
+            _ => {}
         }
     }
+    let temporary = beside(path, "new");
+    let _ = fs::remove_file(&temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
+    writeln!(file, "{}", process::id())?;
+    // Never half a number, whoever reads it when.
+    fs::rename(&temporary, path)?;
+    Ok(PidFile { path: path.to_owned(), file })
 }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if same_file(&self.file, &self.path) {
-            let _ = fs::remove_file(&self.path);
+/// Held while a pid file is looked at and written: a lock on a file beside it, which only its owner and root can open, so that
+/// no other user can hold it. (The pid file itself may be readable for all.)
+fn lock(pid_file: &Path) -> io::Result<PidFile> {
+    let path = beside(pid_file, "lock");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let file = match OpenOptions::new().write(true).create(true).mode(0o600).custom_flags(OPEN).open(&path) {
+            // Left by a crash under another user.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && fs::remove_file(&path).is_ok() => continue,
+            file => file?,
+        };
+        match file.try_lock() {
+            // A file system without locks: then only two starts at the same moment are not told apart.
+            Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(io::Error::other("another gearman-proxy is starting with it"));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
+            // Unless its last owner removed it between the opening and the lock.
+            _ if same_file(&file, &path) => return Ok(PidFile { path, file }),
+            _ => {}
         }
     }
 }
@@ -313,7 +292,8 @@ mod tests {
     fn what_is_no_pid_file_is_left_alone() {
         let folder = Folder::new();
         fs::write(folder.pid_file(), "$remote = 127.0.0.1\n").unwrap();
-        assert!(matches!(PidFile::create(&folder.pid_file()), Err(PidFileError::Foreign { .. })));
+        let error = PidFile::create(&folder.pid_file()).unwrap_err().to_string();
+        assert!(error.ends_with("proxy.pid: it does not hold a process id: remove it, or use another file"), "{error}");
         assert_eq!(fs::read_to_string(folder.pid_file()).unwrap(), "$remote = 127.0.0.1\n");
         let missing = folder.0.join("missing").join("proxy.pid");
         let error = PidFile::create(&missing).unwrap_err().to_string();

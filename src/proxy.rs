@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
-use log::{LevelFilter, error, info, warn};
+use log::{LevelFilter, error, info, log, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
@@ -18,7 +18,7 @@ use crate::forward::{Forward, Settings};
 use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::{Heartbeats, Notifier};
-use crate::outages::{Line, Outages};
+use crate::outages::Outages;
 use crate::pidfile::{PidFile, PidFileError};
 use crate::sandbox;
 use crate::status::{self, Snapshot, StatusWorker};
@@ -267,11 +267,8 @@ impl Proxy<'_> {
     }
 
     fn tick(&mut self, now: Instant) {
-        for line in self.outages.lines() {
-            match line {
-                Line::Lost(text) => warn!("{text}"),
-                Line::Back(text) => info!("{text}"),
-            }
+        for (level, text) in self.outages.lines() {
+            log!(level, "{text}");
         }
         let stuck = self.notifier.feed(&self.heartbeats, now).err();
         if stuck.is_some() && stuck != self.stuck {

@@ -56,7 +56,8 @@ impl PidFile {
     /// # Errors
     /// The file names a gearman-proxy that runs, is not one of ours, or can't be written.
     pub fn create(path: &Path) -> Result<PidFile, PidFileError> {
-        try_create(path).map_err(|error| PidFileError { path: path.to_owned(), error })
+        let running = |pid, owner| pid != process::id() && is_proxy(pid, owner);
+        claim(path, process::id(), running).map_err(|error| PidFileError { path: path.to_owned(), error })
     }
 }
 
@@ -68,15 +69,16 @@ impl Drop for PidFile {
     }
 }
 
-fn try_create(path: &Path) -> io::Result<PidFile> {
+/// Writes `id` to the file, unless it names a process that is `running`.
+fn claim(path: &Path, id: u32, running: impl Fn(u32, u32) -> bool) -> io::Result<PidFile> {
     // Of two that start at once, the second looks when the first has written.
     let _guard = lock(path)?;
     if let Some((content, owner)) = read(path)? {
         let text = content.trim_ascii();
         match str::from_utf8(text).ok().and_then(|text| text.parse::<u32>().ok()) {
-            Some(pid) if pid != process::id() && is_proxy(pid, owner) => {
-                let running = format!("gearman-proxy runs as process {pid}: stop it first, or use another file");
-                return Err(io::Error::other(running));
+            Some(pid) if running(pid, owner) => {
+                let reason = format!("gearman-proxy runs as process {pid}: stop it first, or use another file");
+                return Err(io::Error::other(reason));
             }
             // Better left alone.
             None if !text.is_empty() => {
@@ -88,7 +90,7 @@ fn try_create(path: &Path) -> io::Result<PidFile> {
     let temporary = beside(path, "new");
     let _ = fs::remove_file(&temporary);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
-    writeln!(file, "{}", process::id())?;
+    writeln!(file, "{id}")?;
     // Never half a number, whoever reads it when.
     fs::rename(&temporary, path)?;
     Ok(PidFile { path: path.to_owned(), file })
@@ -315,6 +317,33 @@ mod tests {
         fs::write(folder.pid_file(), "another").unwrap();
         drop(pid_file);
         assert_eq!(fs::read_to_string(folder.pid_file()).unwrap(), "another");
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_one_gets_it() {
+        let folder = Folder::new();
+        let path = folder.pid_file();
+        for round in 0..100 {
+            if round % 2 == 0 {
+                // Left by a crash.
+                fs::write(&path, "9999\n").unwrap();
+            }
+            let start = std::sync::Barrier::new(8);
+            let owners: Vec<_> = thread::scope(|scope| {
+                let start_one = |id| {
+                    let (start, path) = (&start, &path);
+                    scope.spawn(move || {
+                        start.wait();
+                        claim(path, id, |pid, _| pid != 9999)
+                    })
+                };
+                let threads: Vec<_> = (1..=8).map(start_one).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let owners: Vec<usize> =
+                owners.iter().enumerate().filter(|(_, owner)| owner.is_ok()).map(|(at, _)| at + 1).collect();
+            assert_eq!(owners.len(), 1, "{owners:?}");
+        }
     }
 
     #[test]

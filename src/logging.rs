@@ -16,6 +16,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::panic;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,6 +76,16 @@ struct Current {
     target: LogTarget,
     journal: bool,
     queue: Arc<Queue>,
+    losses: Arc<Losses>,
+}
+
+/// What became of lines that could not be written, wherever the log goes meanwhile.
+#[derive(Debug, Default)]
+struct Losses {
+    /// Lost and not told of yet.
+    lines: AtomicU64,
+    /// Standard error was told.
+    told: AtomicBool,
 }
 
 impl Handle {
@@ -93,9 +104,9 @@ impl Handle {
     /// # Errors
     /// It can't be opened; lines still go to the old one.
     pub fn set_target(&self, target: &LogTarget) -> Result<(), LogError> {
-        let new = Current::open(target)?;
-        let old = mem::replace(&mut *self.current.lock(), new);
-        old.queue.close();
+        let losses = Arc::clone(&self.current.lock().losses);
+        let new = Current::open(target, &losses)?;
+        mem::replace(&mut *self.current.lock(), new).queue.close();
         Ok(())
     }
 
@@ -116,7 +127,7 @@ impl Handle {
 /// # Errors
 /// The target can't be opened.
 pub fn init(target: &LogTarget, level: LevelFilter) -> Result<Handle, LogError> {
-    let handle = Handle { current: Arc::new(Mutex::new(Current::open(target)?)) };
+    let handle = Handle { current: Arc::new(Mutex::new(Current::open(target, &Arc::default())?)) };
     log::set_boxed_logger(Box::new(Logger(handle.clone())))
         .map_err(|error| LogError { target: target.clone(), error: io::Error::other(error) })?;
     log::set_max_level(level);
@@ -134,17 +145,12 @@ pub fn init(target: &LogTarget, level: LevelFilter) -> Result<Handle, LogError> 
 /// characters (also those that turn the direction of writing), invalid UTF-8 and lone combining characters escaped, and
 /// only the first 200 bytes.
 pub fn escaped(bytes: &[u8]) -> impl fmt::Display {
-    Escaped { bytes, limit: MAX_ESCAPED }
+    escaped_up_to(MAX_ESCAPED, bytes)
 }
 
-struct Escaped<'a> {
-    bytes: &'a [u8],
-    limit: usize,
-}
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = self.bytes.get(..self.limit).unwrap_or(self.bytes);
+fn escaped_up_to(limit: usize, bytes: &[u8]) -> impl fmt::Display {
+    let shown = bytes.get(..limit).unwrap_or(bytes);
+    fmt::from_fn(move |f| {
         for chunk in shown.utf8_chunks() {
             for c in chunk.valid().chars() {
                 match c {
@@ -156,8 +162,8 @@ impl fmt::Display for Escaped<'_> {
             }
             chunk.invalid().iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
         }
-        f.write_str(if shown.len() < self.bytes.len() { "..." } else { "" })
-    }
+        f.write_str(if shown.len() < bytes.len() { "..." } else { "" })
+    })
 }
 
 /// Limits messages of one kind: one a second, and after five quiet seconds the number of those that were not written.
@@ -242,16 +248,16 @@ impl Queue {
 }
 
 impl Current {
-    fn open(target: &LogTarget) -> Result<Current, LogError> {
+    fn open(target: &LogTarget, losses: &Arc<Losses>) -> Result<Current, LogError> {
         let failed = |error| LogError { target: target.clone(), error };
         let file = open(target).map_err(failed)?;
         let journal = *target == LogTarget::Stderr
             && std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&file, &stream));
         let queue = Arc::new(Queue::default());
-        let output = Output { target: target.clone(), file, journal, torn: false, lost: 0, told: false };
+        let output = Output { target: target.clone(), file, journal, torn: false, losses: Arc::clone(losses) };
         let lines = Arc::clone(&queue);
         thread::Builder::new().name(String::from("log")).spawn(move || output.run(&lines)).map_err(failed)?;
-        Ok(Current { target: target.clone(), journal, queue })
+        Ok(Current { target: target.clone(), journal, queue, losses: Arc::clone(losses) })
     }
 }
 
@@ -298,21 +304,20 @@ struct Output {
     journal: bool,
     /// The last line that was written may not be whole.
     torn: bool,
-    /// Lines that were lost and not told of yet.
-    lost: u64,
-    /// Standard error was told.
-    told: bool,
+    losses: Arc<Losses>,
 }
 
 impl Output {
     fn run(mut self, queue: &Queue) {
-        while let Some((lines, dropped)) = queue.take(if self.lost > 0 { SECOND } else { DAY }) {
+        let losses = Arc::clone(&self.losses);
+        let lost = |lines| losses.lines.fetch_add(lines, Relaxed);
+        while let Some((lines, dropped)) = queue.take(if lost(0) > 0 { SECOND } else { DAY }) {
             let mut result = self.recreate_if_removed();
             for line in lines.split_inclusive(|&byte| byte == b'\n') {
                 result = result.and_then(|()| self.report()).and_then(|()| self.write(line));
-                self.lost += u64::from(result.is_err());
+                lost(u64::from(result.is_err()));
             }
-            self.lost += dropped;
+            lost(dropped);
             if let Err(error) = result.and_then(|()| self.report()) {
                 self.complain(&error);
             }
@@ -332,11 +337,13 @@ impl Output {
 
     /// Says how many lines were lost, if any were.
     fn report(&mut self) -> io::Result<()> {
-        if self.lost > 0 {
-            let lines = if self.lost == 1 { "line was" } else { "lines were" };
-            let message = format!("{} log {lines} lost: {} was full or too slow", self.lost, name(&self.target));
-            self.write(&format_line(self.journal, Level::Warn, &message))?;
-            (self.lost, self.told) = (0, false);
+        let lost = self.losses.lines.swap(0, Relaxed);
+        if lost > 0 {
+            let lines = if lost == 1 { "line was" } else { "lines were" };
+            let message = format!("{lost} log {lines} lost: the log was full or too slow");
+            self.write(&format_line(self.journal, Level::Warn, &message))
+                .inspect_err(|_| _ = self.losses.lines.fetch_add(lost, Relaxed))?;
+            self.losses.told.store(false, Relaxed);
         }
         Ok(())
     }
@@ -351,11 +358,12 @@ impl Output {
 
     /// Says once on standard error why lines are lost.
     fn complain(&mut self, error: &io::Error) {
-        if !mem::replace(&mut self.told, true)
+        if !self.losses.told.swap(true, Relaxed)
             && let Ok(mut stderr) = open(&LogTarget::Stderr)
         {
             let name = name(&self.target);
-            let _ = writeln!(stderr, "gearman-proxy: {name} can't be written: {error}; lines are lost until it can");
+            let text = format!("gearman-proxy: {name} can't be written: {error}; lines are lost until it can\n");
+            let _ = stderr.write_all(text.as_bytes());
         }
     }
 }
@@ -387,7 +395,7 @@ impl Log for Logger {
 
 fn format_line(journal: bool, level: Level, message: &str) -> Vec<u8> {
     // One message is one line, whatever is in it.
-    let message = Escaped { bytes: message.as_bytes(), limit: usize::MAX };
+    let message = escaped_up_to(usize::MAX, message.as_bytes());
     if journal {
         let thread = thread::current().name().map_or(String::new(), |name| format!("({name}) "));
         return format!("<{}>{thread}{message}\n", priority(level)).into_bytes();
@@ -454,7 +462,7 @@ mod tests {
 
     /// A logger of its own: the process's is one for all tests.
     fn logger(target: &LogTarget) -> (Logger, Handle) {
-        let handle = Handle { current: Arc::new(Mutex::new(Current::open(target).unwrap())) };
+        let handle = Handle { current: Arc::new(Mutex::new(Current::open(target, &Arc::default()).unwrap())) };
         (Logger(handle.clone()), handle)
     }
 
@@ -565,7 +573,7 @@ mod tests {
     fn a_fifo_is_an_error_and_never_a_wait() {
         let scratch = Scratch::new("fifo");
         assert!(std::process::Command::new("mkfifo").arg(scratch.log()).status().unwrap().success());
-        let open = || Current::open(&LogTarget::File(scratch.log())).unwrap_err().to_string();
+        let open = || Current::open(&LogTarget::File(scratch.log()), &Arc::default()).unwrap_err().to_string();
         assert!(open().contains("it is not a regular file"), "{}", open());
         // With a reader its opening would succeed.
         let _reader = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(scratch.log()).unwrap();
@@ -576,24 +584,30 @@ mod tests {
     fn a_full_disk_stops_nothing_and_what_it_took_no_more_is_counted() {
         let scratch = Scratch::new("full");
         let (logger, handle) = logger(&LogTarget::File("/dev/full".into()));
-        say(&logger, Level::Error, "lost");
+        say(&logger, Level::Error, "one");
+        // Opened again without more space: the count goes on.
+        handle.reopen().unwrap();
+        say(&logger, Level::Error, "two");
+        assert!(handle.current.lock().losses.told.load(Relaxed));
         handle.set_target(&LogTarget::File(scratch.log())).unwrap();
-        say(&logger, Level::Error, "found");
+        say(&logger, Level::Error, "three");
         let text = fs::read_to_string(scratch.log()).unwrap();
-        assert!(text.ends_with("found\n") && !text.contains("lost"), "{text}");
+        let form = r"^[^\n]*\[WARN\] \(log\) 2 log lines were lost: the log was full or too slow\n[^\n]* three\n$";
+        assert!(matches(form, &text), "{text}");
+        assert!(!handle.current.lock().losses.told.load(Relaxed));
+    }
 
-        // The same output, with space again.
+    #[test]
+    fn a_line_after_one_that_was_torn_begins_at_a_line_of_its_own() {
+        let scratch = Scratch::new("torn");
         let target = LogTarget::File("/dev/full".into());
         let file = open(&target).unwrap();
-        let mut output = Output { target, file, journal: false, torn: false, lost: 0, told: false };
+        let mut output = Output { target, file, journal: false, torn: false, losses: Arc::default() };
         assert!(output.write(b"one\n").is_err());
-        output.lost = 3;
         output.file = File::create(scratch.log()).unwrap();
-        output.report().unwrap();
-        output.write(b"four\n").unwrap();
-        let text = fs::read_to_string(scratch.log()).unwrap();
-        let form = r"^\n[^\n]*\[WARN\][^\n]* 3 log lines were lost: log file /dev/full was full or too slow\nfour\n$";
-        assert!(matches(form, &text), "{text}");
+        output.write(b"two\n").unwrap();
+        output.write(b"three\n").unwrap();
+        assert_eq!(fs::read_to_string(scratch.log()).unwrap(), "\ntwo\nthree\n");
     }
 
     #[test]
@@ -614,7 +628,7 @@ mod tests {
         // Without another line.
         wait_for("the count of lost lines", || fs::read_to_string(&path).is_ok_and(|text| text.ends_with('\n')));
         let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains(" (log) 2 log lines were lost: log file "), "{text}");
+        assert!(text.contains(" (log) 2 log lines were lost: the log "), "{text}");
     }
 
     #[test]
@@ -622,7 +636,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let queue = Arc::new(Queue::default());
         let (target, file) = (LogTarget::Stdout, File::from(std::os::fd::OwnedFd::from(writer)));
-        let output = Output { target, file, journal: false, torn: false, lost: 0, told: false };
+        let output = Output { target, file, journal: false, torn: false, losses: Arc::default() };
         let lines = Arc::clone(&queue);
         let thread = thread::spawn(move || output.run(&lines));
         let line = [&[b'x'; 999][..], b"\n"].concat();
@@ -637,7 +651,7 @@ mod tests {
         reader.read_to_string(&mut text).unwrap();
         thread.join().unwrap();
         let written = text.lines().filter(|line| line.starts_with('x')).count();
-        let told = text.lines().filter_map(|line| line.split_once(" log lines were lost: standard output was full"));
+        let told = text.lines().filter_map(|line| line.split_once(" log lines were lost: the log was full"));
         let lost: Vec<usize> = told.map(|(line, _)| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
         assert_eq!(written + lost.iter().sum::<usize>(), 5000, "{lost:?}");
         assert!(lost.iter().sum::<usize>() > 1000, "{lost:?}");

@@ -59,6 +59,10 @@ impl Outages {
         self.0.lock().back(server, forward, waiting, Instant::now());
     }
 
+    pub fn gone(&self, forward: &str) {
+        self.0.lock().gone(forward);
+    }
+
     /// The lines that are due, with their levels.
     pub fn lines(&self) -> Vec<(Level, String)> {
         self.0.lock().lines(Instant::now())
@@ -88,10 +92,10 @@ struct Server {
 }
 
 /// A kind of reason at one server.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Reason {
-    last: Lost,
-    heard: Instant,
+    last: Option<Lost>,
+    heard: Option<Instant>,
     /// The line that waits, and the forwards in it.
     due: Option<Instant>,
     forwards: BTreeSet<String>,
@@ -105,26 +109,17 @@ impl Board {
         let server = self.servers.entry(lost.server.clone()).or_default();
         server.since.get_or_insert(now);
         let fresh = server.down.insert(lost.forward.clone());
-        let new = Reason {
-            last: lost.clone(),
-            heard: now,
-            due: Some(now + GATHER),
-            forwards: BTreeSet::new(),
-            written: None,
-            times: 0,
-        };
-        let known = server.reasons.contains_key(lost.kind);
-        let reason = server.reasons.entry(lost.kind).or_insert(new);
+        let reason = server.reasons.entry(lost.kind).or_default();
         reason.times += u64::from(fresh);
-        let old = now.duration_since(reason.heard) >= NEWS;
-        let forgotten = fresh && reason.written.is_some_and(|written| now.duration_since(written) >= REMIND);
-        if known && reason.due.is_none() && (old || forgotten) {
-            reason.due = Some(now + GATHER);
+        let news = reason.heard.is_none_or(|heard| now.duration_since(heard) >= NEWS);
+        let forgotten = reason.written.is_some_and(|written| now.duration_since(written) >= REMIND);
+        if news || (fresh && forgotten) {
+            reason.due.get_or_insert(now + GATHER);
         }
         if reason.due.is_some() {
             reason.forwards.insert(lost.forward.clone());
         }
-        (reason.heard, reason.last) = (now, lost.clone());
+        (reason.heard, reason.last) = (Some(now), Some(lost.clone()));
     }
 
     /// A forward is connected to `server` again, and has this many jobs for it.
@@ -134,6 +129,15 @@ impl Board {
             server.returned += 1;
             server.waiting += waiting;
             server.back_due.get_or_insert(now + GATHER_BACK);
+        }
+    }
+
+    /// A forward has ended, and is waited for no longer.
+    pub fn gone(&mut self, forward: &str) {
+        for server in self.servers.values_mut() {
+            if server.down.remove(forward) && server.down.is_empty() && server.back_due.is_none() {
+                (server.since, server.told) = (None, false);
+            }
         }
     }
 
@@ -152,7 +156,10 @@ impl Board {
         }
         self.written.extend(lines.iter().map(|_| now));
         self.servers.retain(|_, server| {
-            server.reasons.retain(|_, reason| reason.due.is_some() || now.duration_since(reason.heard) < REMIND);
+            server.reasons.retain(|_, reason| {
+                let heard = reason.heard.is_some_and(|heard| now.duration_since(heard) < REMIND);
+                reason.due.is_some() || heard
+            });
             !(server.down.is_empty() && server.reasons.is_empty() && server.back_due.is_none())
         });
         lines
@@ -162,8 +169,8 @@ impl Board {
         let mut lost = Vec::new();
         for (name, server) in &mut self.servers {
             for reason in server.reasons.values_mut().filter(|reason| reason.due.is_some_and(|due| due <= now)) {
+                let Some(Lost { role, reason: why, next, .. }) = &reason.last else { continue };
                 let forwards = mem::take(&mut reason.forwards);
-                let Lost { role, reason: why, next, .. } = &reason.last;
                 let who = match (forwards.len(), forwards.first()) {
                     (1, Some(forward)) => forward.clone(),
                     (count, _) => format!("{count} forwards"),
@@ -172,7 +179,7 @@ impl Board {
                 let times = reason.times / forwards.len().max(1) as u64;
                 let often =
                     if reason.written.is_some() && times > 1 { format!(", {times} times") } else { String::new() };
-                lost.push(format!("{} {name} lost ({who}{often}): {why}; {next}", role));
+                lost.push(format!("{role} {name} lost ({who}{often}): {why}; {next}"));
                 (reason.due, reason.written, reason.times, server.told) = (None, Some(now), 0, true);
             }
         }
@@ -371,6 +378,25 @@ mod tests {
         assert!(night.lines.len() < 150, "{}", night.lines.len());
         let last = night.texts().into_iter().rfind(|line| line.contains("lost")).unwrap_or_default();
         assert!(last.contains(", 31 times)"), "{:?}", night.texts());
+    }
+
+    #[test]
+    fn a_forward_that_ended_is_not_waited_for() {
+        let mut night = Night::new();
+        for n in 0..2 {
+            night.board.lost(&report("b:4730", "refused", "connection refused", n), night.now());
+        }
+        night.pass(10, |_, _, _| {});
+        night.board.gone("a/0");
+        night.board.back("b:4730", "a/1", 5, night.now());
+        night.pass(10, |_, _, _| {});
+        assert_eq!(night.texts()[1..], ["b:4730 back after 10 s: 1 of 1 forwards connected, 5 jobs waiting"]);
+        // All of them: nobody is there to whom the server could come back.
+        night.board.lost(&report("b:4730", "silent", "no answer", 1), night.now());
+        night.board.gone("a/1");
+        night.pass(1200, |_, _, _| {});
+        assert_eq!(night.lines.len(), 3, "{:?}", night.texts());
+        assert!(night.board.servers.is_empty());
     }
 
     #[test]

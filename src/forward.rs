@@ -92,6 +92,11 @@ impl Default for Common {
 }
 
 impl Common {
+    /// Gives memory back that an idle process does not need.
+    pub fn rest(&self) {
+        self.memory.rest();
+    }
+
     /// Starts the thread that tells the forwards the time. It runs until the process ends.
     ///
     /// # Errors
@@ -250,7 +255,8 @@ impl Forward {
         if let Some(predecessor) = predecessor {
             let heir = Arc::clone(&shared);
             let name = thread_name("w", None, &shared.config.source.queue);
-            let joined = thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(move || heir.inherit(predecessor));
+            let joined =
+                thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(move || heir.inherit(predecessor));
             match joined {
                 Ok(thread) => forward.threads.push(thread),
                 Err(error) => {

@@ -23,6 +23,8 @@ pub const CONFIRMATION_BUCKETS: [u64; 8] = [5, 25, 100, 500, 1000, 5000, 30_000,
 pub struct Metrics {
     forwards: Mutex<Vec<Arc<ForwardMetrics>>>,
     configuration_wrong: Mutex<Option<SystemTime>>,
+    /// Patterns of each server that match too many queues, in words.
+    pattern_errors: Mutex<BTreeMap<Server, String>>,
 }
 
 impl Metrics {
@@ -38,6 +40,19 @@ impl Metrics {
     /// Since when a reload has failed; `None` once one succeeded.
     pub fn configuration_wrong(&self) -> Option<SystemTime> {
         *self.configuration_wrong.lock()
+    }
+
+    /// The patterns that match too many queues, in words.
+    pub fn pattern_errors(&self) -> Vec<String> {
+        self.pattern_errors.lock().iter().map(|(server, error)| format!("{server}: {error}")).collect()
+    }
+
+    pub fn set_pattern_error(&self, server: &Server, error: Option<String>) {
+        let mut errors = self.pattern_errors.lock();
+        match error {
+            Some(error) => errors.insert(server.clone(), error),
+            None => errors.remove(server),
+        };
     }
 
     /// A reload failed or succeeded. The first failure's time stays.
@@ -271,7 +286,7 @@ impl ForwardMetrics {
 
     /// The configured destinations, never none.
     pub fn destinations(&self) -> &[Address] {
-        std::slice::from_ref(&self.config.destination)
+        &self.config.destinations
     }
 
     /// The place of the destination in use, and its address.

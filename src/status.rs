@@ -55,7 +55,8 @@ fn compiled(filter: &str) -> Result<Regex, String> {
     if filter.len() > MAX_FILTER {
         return Err(format!("perfdatafilter is longer than {MAX_FILTER} bytes"));
     }
-    let builder = RegexBuilder::new(filter).unicode(false).size_limit(MAX_FILTER_SIZE).dfa_size_limit(MAX_FILTER_SIZE).build();
+    let builder =
+        RegexBuilder::new(filter).unicode(false).size_limit(MAX_FILTER_SIZE).dfa_size_limit(MAX_FILTER_SIZE).build();
     builder.map_err(|error| match error {
         regex::Error::CompiledTooBig(_) => String::from("perfdatafilter is too large"),
         _ => {
@@ -239,4 +240,3 @@ fn utc(time: SystemTime) -> String {
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
 }
-

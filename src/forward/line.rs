@@ -12,6 +12,7 @@ use socket2::SockRef;
 
 use super::{LIMITS, Shared};
 use crate::config::{Address, Priority, Server};
+use crate::gearman::admin;
 use crate::gearman::connection::{Connection, ConnectionError};
 use crate::gearman::packet::kind;
 use crate::logging::escaped;
@@ -52,14 +53,7 @@ impl Shared {
 
     /// How many jobs a queue holds, waiting or running, as its server counts; `None` where it doesn't tell.
     pub(super) fn queue_total(&self, address: &Address) -> Option<u64> {
-        let mut total = None;
-        let asked = Connection::ask_once(&address.server, "status\n", &LIMITS, &self.ended, |line| {
-            let mut fields = line.split(|&byte| byte == b'\t');
-            if fields.next() == Some(address.queue.as_bytes()) {
-                total = fields.next().and_then(|field| std::str::from_utf8(field).ok()?.parse().ok());
-            }
-        });
-        asked.ok().and(total)
+        admin::queue(address, &LIMITS, &self.ended).ok().map(|status| status.total)
     }
 }
 

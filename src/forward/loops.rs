@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{LIMITS, Shared, witness};
 use crate::config::{ForwardConfig, Server};
-use crate::gearman::connection::Connection;
+use crate::gearman::admin;
 
 /// Between looks whether another forward's question to the same server was answered.
 const LOOK: Duration = Duration::from_millis(100);
@@ -113,8 +113,8 @@ impl Loops {
                 let asked = Instant::now();
                 let mut forwards = Vec::new();
                 // A server that doesn't know the command is not another name of one that is known by it.
-                let outcome = Connection::ask_once(server, "workers\n", &LIMITS, &shared.ended, |line| {
-                    forwards.extend(self.number_in(line));
+                let outcome = admin::each_worker(server, &LIMITS, &shared.ended, |client_id, _| {
+                    forwards.extend(self.number_in(client_id));
                 });
                 if let Err(error) = outcome {
                     log::debug!("{server} does not tell its workers: {error}");
@@ -125,11 +125,9 @@ impl Loops {
         }
     }
 
-    /// The forward whose client id stands in a line of the answer: `FD IP CLIENT-ID : FUNCTION ...`.
-    fn number_in(&self, line: &[u8]) -> Option<usize> {
-        let id = line.split(|&byte| byte == b' ').nth(2)?;
-        let id = std::str::from_utf8(id).ok()?;
-        let (_, token) = id.rsplit_once(':')?;
+    /// The forward with this client id, if it is one of ours.
+    fn number_in(&self, client_id: &str) -> Option<usize> {
+        let (_, token) = client_id.rsplit_once(':')?;
         usize::from_str_radix(token.strip_prefix(self.token.as_str())?, 16).ok()
     }
 }
@@ -197,9 +195,9 @@ mod tests {
     fn only_our_own_workers_count() {
         let loops = Loops::default();
         let id = loops.client_id(0x2f, "a:b");
-        assert_eq!(loops.number_in(format!("33 127.0.0.1 {id} : a:b").as_bytes()), Some(0x2f));
-        assert_eq!(loops.number_in(b"33 127.0.0.1 gearman-proxy:a:0000000000000000f : a"), None);
-        assert_eq!(loops.number_in(b"33 127.0.0.1 - :"), None);
+        assert_eq!(loops.number_in(&id), Some(0x2f));
+        assert_eq!(loops.number_in("gearman-proxy:a:0000000000000000f"), None);
+        assert_eq!(loops.number_in("-"), None);
     }
 
     #[test]

@@ -28,11 +28,13 @@ pub fn run(shared: &Arc<Shared>) {
                 source = None;
                 event = Some(heartbeat.idle(|| connect(shared, generation, &mut source)));
             }
-            Step::Read { generation, expected } => match source.as_mut().filter(|source| source.generation == generation) {
-                Some(source) => event = Some(heartbeat.idle(|| read(shared, source, expected))),
-                // It is known already that this connection is gone.
-                None => heartbeat.idle(|| shared.wait(Pump::Reader, None)),
-            },
+            Step::Read { generation, expected } => {
+                match source.as_mut().filter(|source| source.generation == generation) {
+                    Some(source) => event = Some(heartbeat.idle(|| read(shared, source, expected))),
+                    // It is known already that this connection is gone.
+                    None => heartbeat.idle(|| shared.wait(Pump::Reader, None)),
+                }
+            }
             Step::Stage(batch) => event = Some(stage(shared, &mut scratch, batch)),
             Step::Write(line, chunk) => event = Some(write_without_blocking(shared, line, chunk)),
             Step::WriteSource { generation, bytes } => {

@@ -38,7 +38,9 @@ fn connect(shared: &Shared, line: LineId, destination: usize) -> Event {
     match open(shared, destination) {
         Ok(Connection { stream, incoming, .. }) => {
             let stream = Arc::new(stream);
-            if let (Some(place), Some((opened, unread))) = (shared.lines.get(line.submitter), shared.opened.get(line.submitter)) {
+            if let (Some(place), Some((opened, unread))) =
+                (shared.lines.get(line.submitter), shared.opened.get(line.submitter))
+            {
                 *place.lock() = Some((line.generation, Arc::clone(&stream)));
                 // One that the confirmer did not come to read is gone.
                 while unread.try_recv().is_ok() {}

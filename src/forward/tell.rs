@@ -57,9 +57,12 @@ impl Teller {
 
     /// The outcome of `uniq_callback` could not be used.
     pub fn odd_id(&self, warning: &str) {
-        self.limited(|limiters| &mut limiters.odd_ids, |more| {
-            warn!("uniq_callback of forward {}: {warning}{}", self.name, and_more(more));
-        });
+        self.limited(
+            |limiters| &mut limiters.odd_ids,
+            |more| {
+                warn!("uniq_callback of forward {}: {warning}{}", self.name, and_more(more));
+            },
+        );
     }
 
     /// Tells how many messages were not written, when they have stopped coming.
@@ -121,7 +124,13 @@ impl Teller {
                 self.lost(&source.server, "source", &cause, format!("trying again in {}", seconds(retry)));
             }
             Tell::DestinationLost { destination: index, cause, alone: true, retry, .. } => {
-                debug!("a submitter of {} lost {}: {}; trying again in {}", self.name, destination(index), cause.text, seconds(retry));
+                debug!(
+                    "a submitter of {} lost {}: {}; trying again in {}",
+                    self.name,
+                    destination(index),
+                    cause.text,
+                    seconds(retry)
+                );
             }
             Tell::DestinationLost { destination: index, cause, held, retry, release, .. } => {
                 let next = match release {
@@ -164,19 +173,28 @@ impl Teller {
             Tell::Failed { handle, reason } => {
                 self.metrics.failed();
                 let (handle, reason) = (escaped(&handle), self.words(&reason));
-                self.limited(|limiters| &mut limiters.rejected, |more| {
-                    warn!("job {handle} of forward {} failed: {reason}{}", self.name, and_more(more));
-                });
+                self.limited(
+                    |limiters| &mut limiters.rejected,
+                    |more| {
+                        warn!("job {handle} of forward {} failed: {reason}{}", self.name, and_more(more));
+                    },
+                );
             }
             Tell::Expired { jobs } => {
                 self.metrics.expired(jobs);
-                self.limited(|limiters| &mut limiters.expired, |more| {
-                    info!("forward {}: {} jobs older than max_age dropped", self.name, jobs + more);
-                });
+                self.limited(
+                    |limiters| &mut limiters.expired,
+                    |more| {
+                        info!("forward {}: {} jobs older than max_age dropped", self.name, jobs + more);
+                    },
+                );
             }
-            Tell::SourceError => self.limited(|limiters| &mut limiters.strange, |more| {
-                debug!("{source} does not know a job that forward {} ended{}", self.name, and_more(more));
-            }),
+            Tell::SourceError => self.limited(
+                |limiters| &mut limiters.strange,
+                |more| {
+                    debug!("{source} does not know a job that forward {} ended{}", self.name, and_more(more));
+                },
+            ),
             Tell::Restarted => warn!("{source} was restarted under the same process id; its jobs get new unique ids"),
             Tell::Stopped { left } if left > 0 => {
                 warn!("forward {} stopped; {left} unacknowledged jobs return to the source", self.name);
@@ -192,9 +210,17 @@ impl Teller {
             Some(address) if moved => format!("moved to {address}"),
             _ => String::from("failed"),
         };
-        self.limited(|limiters| &mut limiters.rejected, |more| {
-            warn!("job {} of forward {} is undeliverable: {reason}; {fate}{}", escaped(handle), self.name, and_more(more));
-        });
+        self.limited(
+            |limiters| &mut limiters.rejected,
+            |more| {
+                warn!(
+                    "job {} of forward {} is undeliverable: {reason}; {fate}{}",
+                    escaped(handle),
+                    self.name,
+                    and_more(more)
+                );
+            },
+        );
     }
 
     /// Also for the status: printable ASCII without `|`, `'` and brackets, 80 bytes at most.

@@ -435,11 +435,9 @@ impl Connection {
 /// The longest body of a packet of this type, where one with data may have `data` bytes. Only data may be large.
 pub fn limit_of(kind: u32, data: usize) -> usize {
     match kind {
-        kind::JOB_ASSIGN_UNIQ
-        | kind::WORK_COMPLETE
-        | kind::WORK_DATA
-        | kind::WORK_WARNING
-        | kind::WORK_EXCEPTION => data,
+        kind::JOB_ASSIGN_UNIQ | kind::WORK_COMPLETE | kind::WORK_DATA | kind::WORK_WARNING | kind::WORK_EXCEPTION => {
+            data
+        }
         _ => MAX_SMALL_PACKET,
     }
 }
@@ -519,10 +517,8 @@ fn connect(address: SocketAddr, limit: Duration, stop: &Latch) -> Result<Connect
     let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
     let socket = SockRef::from(&stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     Ok(Connection { stream, incoming: Incoming::default(), stop: stop.clone() })

@@ -142,11 +142,6 @@ impl Flight {
         self.owed.len()
     }
 
-    /// Their bytes.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Answers that are owed, to whatever.
     pub fn owes(&self) -> usize {
         self.owed.len() + self.echoes

@@ -92,4 +92,3 @@ fn answer(server: &Server, questions: &[(String, End, Arc<ForwardMetrics>)], sto
         }
     }
 }
-

@@ -182,7 +182,8 @@ fn line(name: &str, width: usize, numbers: &[String; COLUMNS.len()], state: &str
 fn cut_names<'n>(names: impl Iterator<Item = &'n str>, width: usize) -> Vec<String> {
     let names: Vec<&str> = names.collect();
     // What fits stays as it is, so that no other may look like it.
-    let mut taken: BTreeSet<String> = names.iter().filter(|name| name.chars().count() <= width).map(|&name| name.to_owned()).collect();
+    let mut taken: BTreeSet<String> =
+        names.iter().filter(|name| name.chars().count() <= width).map(|&name| name.to_owned()).collect();
     let mut cut = |name: &str| {
         let characters: Vec<char> = name.chars().collect();
         if characters.len() <= width {

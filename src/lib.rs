@@ -13,19 +13,20 @@
 //! Dependencies point one way: `gearman` knows nothing of forwards, `stages` nothing of sockets, `config` nothing of
 //! threads.
 
+pub mod ask;
 pub mod cli;
 pub mod config;
-pub mod convert;
 pub mod forward;
 pub mod gearman;
+pub mod latch;
 pub mod logging;
-pub mod man;
 pub mod metrics;
 pub mod notify;
+pub mod outages;
 pub mod pidfile;
 pub mod proxy;
 pub mod relay;
+pub mod sandbox;
 pub mod stages;
 pub mod status;
-pub mod top;
 pub mod trial;

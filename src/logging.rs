@@ -1,19 +1,27 @@
 //! Where log lines go and what they look like.
 //!
-//! A line is simplelog's: local time with its offset, level, thread, message. Where standard error is systemd's journal,
-//! which knows the time by itself, a line is the message after its priority and thread.
+//! A line is simplelog's: local time, level, thread, message. Where standard error is systemd's journal, which knows the
+//! time by itself, a line is the message after its priority and thread.
+//!
+//! A thread of its own (`log`) writes the lines. Between it and everybody else is a bounded queue, so that a pipe that
+//! nobody reads, a slow disk or a full one never delays a job or a stop: what the queue doesn't take is dropped and counted.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileType, OpenOptions};
+use std::io::ErrorKind::NotFound;
 use std::io::{self, Write};
+use std::mem;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::panic;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use simplelog::{ConfigBuilder, ThreadLogMode, WriteLogger};
 
 use crate::config::LogTarget;
@@ -21,58 +29,84 @@ use crate::config::LogTarget;
 /// What comes from outside is logged up to this length, bytes.
 const MAX_ESCAPED: usize = 200;
 
+/// Lines that wait for the log's file take up to this, bytes.
+const QUEUE_SIZE: usize = 1 << 20;
+
+/// How long [`Handle::flush`] waits at most, and after how long the log's file is tried again while lines are lost.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The log's thread looks up at least this often: a time without a meaning.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// O_NONBLOCK of open(2): the opening of a FIFO returns at once. The same on x86_64, aarch64 and all newer architectures.
+const O_NONBLOCK: i32 = 0o4000;
+
 /// Why there is no log.
 #[derive(Debug)]
-pub enum LogError {
-    /// The target could not be opened.
-    Open {
-        /// Where the log should go.
-        target: LogTarget,
-        /// Why it doesn't.
-        error: io::Error,
-    },
-    /// The process has a logger already.
-    Taken,
+pub struct LogError {
+    target: LogTarget,
+    error: io::Error,
 }
 
 impl fmt::Display for LogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            LogError::Open { target: LogTarget::File(path), error } => {
-                write!(f, "log file {} can't be opened: {error}", path.display())
-            }
-            LogError::Open { target: LogTarget::Stdout, error } => write!(f, "standard output can't be used: {error}"),
-            LogError::Open { target: LogTarget::Stderr, error } => write!(f, "standard error can't be used: {error}"),
-            LogError::Taken => write!(f, "the log is set up already"),
-        }
+        write!(f, "{} can't be opened: {}", name(&self.target), self.error)
     }
 }
 
 impl std::error::Error for LogError {}
 
+fn name(target: &LogTarget) -> String {
+    match target {
+        LogTarget::Stdout => String::from("standard output"),
+        LogTarget::Stderr => String::from("standard error"),
+        LogTarget::File(path) => format!("log file {}", escaped(path.as_os_str().as_encoded_bytes())),
+    }
+}
+
 /// What can be changed about the log while the process runs.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    output: Arc<Mutex<Output>>,
+    current: Arc<Mutex<Current>>,
+}
+
+/// Where lines go now.
+#[derive(Debug)]
+struct Current {
+    target: LogTarget,
+    journal: bool,
+    queue: Arc<Queue>,
+    losses: Arc<Losses>,
+}
+
+/// What became of lines that could not be written, wherever the log goes meanwhile.
+#[derive(Debug, Default)]
+struct Losses {
+    /// Lost and not told of yet.
+    lines: AtomicU64,
+    /// Standard error was told.
+    told: AtomicBool,
 }
 
 impl Handle {
-    /// Opens the log file anew: after logrotate has moved it, lines go to the new one.
+    /// Opens the log file again: after logrotate has moved it, lines go to the new one.
     ///
     /// # Errors
-    /// It can't be opened; lines go on to the old one.
+    /// It can't be opened; lines still go to the old one.
     pub fn reopen(&self) -> Result<(), LogError> {
-        let target = self.output.lock().target.clone();
+        let target = self.current.lock().target.clone();
         self.set_target(&target)
     }
 
-    /// Lets the log go to another place. A file is opened anew even if it is the same.
+    /// Lets the log go to another place. A file is opened again even if it is the same. Lines that wait for the old place
+    /// are still written there, by its own thread: where that is stuck, nobody waits for it.
     ///
     /// # Errors
-    /// It can't be opened; lines go on to the old one.
+    /// It can't be opened; lines still go to the old one.
     pub fn set_target(&self, target: &LogTarget) -> Result<(), LogError> {
-        let output = Output::open(target)?;
-        *self.output.lock() = output;
+        let losses = Arc::clone(&self.current.lock().losses);
+        let new = Current::open(target, &losses)?;
+        mem::replace(&mut *self.current.lock(), new).queue.close();
         Ok(())
     }
 
@@ -80,69 +114,181 @@ impl Handle {
     pub fn set_level(&self, level: LevelFilter) {
         log::set_max_level(level);
     }
+
+    /// Waits until all lines are written, for a second at most.
+    pub fn flush(&self) {
+        let queue = Arc::clone(&self.current.lock().queue);
+        queue.flush(SECOND);
+    }
 }
 
-/// Starts the log. To be called before the first thread is started: only then can the local time's offset be read; if it
-/// can't, times are UTC. Panics are logged from here on.
+/// Starts the log and its thread. Panics are logged from here on.
 ///
 /// # Errors
 /// The target can't be opened.
 pub fn init(target: &LogTarget, level: LevelFilter) -> Result<Handle, LogError> {
-    let output = Arc::new(Mutex::new(Output::open(target)?));
-    log::set_boxed_logger(Box::new(Logger::new(Arc::clone(&output)))).map_err(|_| LogError::Taken)?;
+    let handle = Handle { current: Arc::new(Mutex::new(Current::open(target, &Arc::default())?)) };
+    log::set_boxed_logger(Box::new(Logger(handle.clone())))
+        .map_err(|error| LogError { target: target.clone(), error: io::Error::other(error) })?;
     log::set_max_level(level);
-    log_panics();
-    Ok(Handle { output })
-}
-
-fn log_panics() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        log::error!("panic: {}", escaped(panic.to_string().replace('\n', " ").as_bytes()));
+        log::error!("panic: {panic}");
+        // The process may end with the return of this hook.
+        log::logger().flush();
         default(panic);
     }));
+    Ok(handle)
 }
 
-/// Bytes from outside, made fit for a log: printable ASCII as it is, anything else as `\xNN`, and only the first 200.
+/// Bytes from outside, made fit for a log, an error or a terminal: printable characters as they are, control and format
+/// characters (also those that turn the direction of writing), invalid UTF-8 and lone combining characters escaped, and
+/// only the first 200 bytes.
 pub fn escaped(bytes: &[u8]) -> impl fmt::Display {
-    Escaped(bytes)
+    escaped_up_to(MAX_ESCAPED, bytes)
 }
 
-struct Escaped<'a>(&'a [u8]);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for &byte in self.0.iter().take(MAX_ESCAPED) {
-            match byte {
-                b' '..=b'~' => write!(f, "{}", byte as char)?,
-                _ => write!(f, "\\x{byte:02x}")?,
+fn escaped_up_to(limit: usize, bytes: &[u8]) -> impl fmt::Display {
+    let shown = bytes.get(..limit).unwrap_or(bytes);
+    fmt::from_fn(move |f| {
+        for chunk in shown.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                match c {
+                    ' '..='~' => write!(f, "{c}")?,
+                    '\0'..='\x7f' => write!(f, "\\x{:02x}", u32::from(c))?,
+                    // std's own table of what can't be printed or changes the character before it.
+                    _ => write!(f, "{}", c.escape_debug())?,
+                }
             }
+            chunk.invalid().iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
         }
-        if self.0.len() > MAX_ESCAPED { f.write_str("...") } else { Ok(()) }
+        f.write_str(if shown.len() < bytes.len() { "..." } else { "" })
+    })
+}
+
+/// Limits messages of one kind: one a second, and after five quiet seconds the number of those that were not written.
+/// The caller gives the time and asks [`Limiter::due`] now and then.
+#[derive(Debug, Default)]
+pub struct Limiter {
+    written: Option<Instant>,
+    suppressed: u64,
+    last: Option<Instant>,
+}
+
+impl Limiter {
+    const INTERVAL: Duration = Duration::from_secs(1);
+    const QUIET: Duration = Duration::from_secs(5);
+
+    /// Whether a message is to be written now, and how many before it were not and are told with it.
+    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.written.is_some_and(|written| now.duration_since(written) < Self::INTERVAL) {
+            self.suppressed += 1;
+            self.last = Some(now);
+            return None;
+        }
+        self.written = Some(now);
+        Some(mem::take(&mut self.suppressed))
+    }
+
+    /// How many messages were not written, once, when there was none for five seconds. (At the end, ask for a later time.)
+    pub fn due(&mut self, now: Instant) -> Option<u64> {
+        let quiet = self.last.is_some_and(|last| now.duration_since(last) >= Self::QUIET);
+        (quiet && self.suppressed > 0).then(|| mem::take(&mut self.suppressed))
     }
 }
 
-/// The open end of the log.
-#[derive(Debug)]
-struct Output {
-    target: LogTarget,
-    file: File,
-    journal: bool,
+/// Lines on their way to one place.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
 }
 
-impl Output {
-    fn open(target: &LogTarget) -> Result<Output, LogError> {
-        // The standard streams by their descriptors: std's own buffer and keep what could not be written.
-        let file = match target {
-            LogTarget::Stdout => io::stdout().as_fd().try_clone_to_owned().map(File::from),
-            LogTarget::Stderr => io::stderr().as_fd().try_clone_to_owned().map(File::from),
-            LogTarget::File(path) => OpenOptions::new().append(true).create(true).mode(0o640).open(path),
-        };
-        let file = file.map_err(|error| LogError::Open { target: target.clone(), error })?;
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    dropped: u64,
+    writing: bool,
+    closed: bool,
+}
+
+impl Queue {
+    fn push(&self, line: &[u8]) {
+        let mut waiting = self.waiting.lock();
+        if waiting.lines.len() + line.len() > QUEUE_SIZE {
+            waiting.dropped += 1;
+        } else {
+            waiting.lines.extend_from_slice(line);
+            self.changed.notify_all();
+        }
+    }
+
+    fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// What waits, and how many lines were dropped behind it: nothing if none came in time. None when the queue is closed
+    /// and empty.
+    fn take(&self, patience: Duration) -> Option<(Vec<u8>, u64)> {
+        let mut waiting = self.waiting.lock();
+        waiting.writing = false;
+        self.changed.notify_all();
+        let nothing = |waiting: &Waiting| waiting.lines.is_empty() && waiting.dropped == 0;
+        self.changed.wait_while_for(&mut waiting, |waiting| nothing(waiting) && !waiting.closed, patience);
+        let ended = nothing(&waiting) && waiting.closed;
+        waiting.writing = !ended;
+        (!ended).then(|| (mem::take(&mut waiting.lines), mem::take(&mut waiting.dropped)))
+    }
+
+    fn flush(&self, patience: Duration) {
+        let busy = |waiting: &mut Waiting| !waiting.lines.is_empty() || waiting.writing;
+        self.changed.wait_while_for(&mut self.waiting.lock(), busy, patience);
+    }
+}
+
+impl Current {
+    fn open(target: &LogTarget, losses: &Arc<Losses>) -> Result<Current, LogError> {
+        let failed = |error| LogError { target: target.clone(), error };
+        let file = open(target).map_err(failed)?;
         let journal = *target == LogTarget::Stderr
             && std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&file, &stream));
-        Ok(Output { target: target.clone(), file, journal })
+        let queue = Arc::new(Queue::default());
+        let output = Output { target: target.clone(), file, journal, torn: false, losses: Arc::clone(losses) };
+        let lines = Arc::clone(&queue);
+        thread::Builder::new().name(String::from("log")).spawn(move || output.run(&lines)).map_err(failed)?;
+        Ok(Current { target: target.clone(), journal, queue, losses: Arc::clone(losses) })
     }
+}
+
+fn open(target: &LogTarget) -> io::Result<File> {
+    match target {
+        // The standard streams by their descriptors: std's own buffer and keep what could not be written.
+        LogTarget::Stdout => io::stdout().as_fd().try_clone_to_owned().map(File::from),
+        LogTarget::Stderr => io::stderr().as_fd().try_clone_to_owned().map(File::from),
+        LogTarget::File(path) => open_file(path),
+    }
+}
+
+/// Opens a regular file, or a device such as /dev/null, and waits for nobody.
+fn open_file(path: &Path) -> io::Result<File> {
+    // Before the opening, because that of a FIFO without a reader fails with a reason that helps nobody.
+    path.metadata().map_or(Ok(()), |there| refuse_other(there.file_type()))?;
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(O_NONBLOCK).open(path);
+    let file = file.map_err(|error| missing_folder(path).filter(|_| error.kind() == NotFound).unwrap_or(error))?;
+    refuse_other(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+fn refuse_other(kind: FileType) -> io::Result<()> {
+    let fits = kind.is_file() || kind.is_char_device();
+    fits.then_some(()).ok_or_else(|| io::Error::other("it is not a regular file"))
+}
+
+fn missing_folder(path: &Path) -> Option<io::Error> {
+    let missing = path.ancestors().skip(1).filter(|folder| *folder != "" && !folder.exists()).last()?;
+    let missing = escaped(missing.as_os_str().as_encoded_bytes()).to_string();
+    Some(io::Error::new(NotFound, format!("folder {missing} does not exist")))
 }
 
 /// Whether `file` is the one that `stream` names, as `DEVICE:INODE` (JOURNAL_STREAM in systemd.exec(5)).
@@ -151,50 +297,78 @@ fn is_stream(file: &File, stream: &str) -> bool {
     file.metadata().is_ok_and(|there| device.parse() == Ok(there.dev()) && inode.parse() == Ok(there.ino()))
 }
 
-/// Gathers what simplelog writes in pieces, so that a line is written at once and lines of two processes don't mix.
-struct Line {
-    output: Arc<Mutex<Output>>,
-    bytes: Vec<u8>,
+/// The open end of the log, which its thread owns.
+struct Output {
+    target: LogTarget,
+    file: File,
+    journal: bool,
+    /// The last line that was written may not be whole.
+    torn: bool,
+    losses: Arc<Losses>,
 }
 
-impl Write for Line {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.bytes.extend_from_slice(bytes);
-        if self.bytes.ends_with(b"\n") {
-            self.flush()?;
+impl Output {
+    fn run(mut self, queue: &Queue) {
+        let losses = Arc::clone(&self.losses);
+        let lost = |lines| losses.lines.fetch_add(lines, Relaxed);
+        while let Some((lines, dropped)) = queue.take(if lost(0) > 0 { SECOND } else { DAY }) {
+            let mut result = self.recreate_if_removed();
+            for line in lines.split_inclusive(|&byte| byte == b'\n') {
+                result = result.and_then(|()| self.report()).and_then(|()| self.write(line));
+                lost(u64::from(result.is_err()));
+            }
+            lost(dropped);
+            if let Err(error) = result.and_then(|()| self.report()) {
+                self.complain(&error);
+            }
         }
-        Ok(bytes.len())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        // A full disk or a reader that is gone stops nothing: the line is lost.
-        let _ = self.output.lock().file.write_all(&self.bytes);
-        self.bytes.clear();
+    /// A file whose name is gone takes lines that nobody will read.
+    fn recreate_if_removed(&mut self) -> io::Result<()> {
+        if let LogTarget::File(path) = &self.target
+            && self.file.metadata()?.nlink() == 0
+        {
+            self.file = open_file(path)?;
+            self.torn = false;
+        }
         Ok(())
     }
-}
 
-struct Logger {
-    plain: Box<WriteLogger<Line>>,
-    output: Arc<Mutex<Output>>,
-}
+    /// Says how many lines were lost, if any were.
+    fn report(&mut self) -> io::Result<()> {
+        let lost = self.losses.lines.swap(0, Relaxed);
+        if lost > 0 {
+            let lines = if lost == 1 { "line was" } else { "lines were" };
+            let message = format!("{lost} log {lines} lost: the log was full or too slow");
+            self.write(&format_line(self.journal, Level::Warn, &message))
+                .inspect_err(|_| _ = self.losses.lines.fetch_add(lost, Relaxed))?;
+            self.losses.told.store(false, Relaxed);
+        }
+        Ok(())
+    }
 
-impl Logger {
-    fn new(output: Arc<Mutex<Output>>) -> Logger {
-        let mut config = ConfigBuilder::new();
-        config
-            .set_time_format_rfc3339()
-            .set_thread_level(LevelFilter::Error)
-            .set_thread_mode(ThreadLogMode::Names)
-            .set_target_level(LevelFilter::Off)
-            .set_location_level(LevelFilter::Off);
-        // An error leaves UTC.
-        let _ = config.set_time_offset_to_local();
-        let line = Line { output: Arc::clone(&output), bytes: Vec::new() };
-        // What is written is decided by log's own level, which can be changed.
-        Logger { plain: WriteLogger::new(LevelFilter::Trace, config.build(), line), output }
+    /// Writes a line, behind a line end where the last one failed.
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        let start: &[u8] = if mem::replace(&mut self.torn, true) { b"\n" } else { b"" };
+        self.file.write_all(&[start, line].concat())?;
+        self.torn = false;
+        Ok(())
+    }
+
+    /// Says once on standard error why lines are lost.
+    fn complain(&mut self, error: &io::Error) {
+        if !self.losses.told.swap(true, Relaxed)
+            && let Ok(mut stderr) = open(&LogTarget::Stderr)
+        {
+            let name = name(&self.target);
+            let text = format!("gearman-proxy: {name} can't be written: {error}; lines are lost until it can\n");
+            let _ = stderr.write_all(text.as_bytes());
+        }
     }
 }
+
+struct Logger(Handle);
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -207,81 +381,161 @@ impl Log for Logger {
         }
         // Formatted before any lock is taken: a panic in there must find the log usable.
         let message = record.args().to_string();
-        if self.output.lock().journal {
-            let line = journal_line(record.level(), thread::current().name(), &message);
-            let _ = self.output.lock().file.write_all(line.as_bytes());
-        } else {
-            let level = record.level();
-            self.plain.log(&Record::builder().level(level).args(format_args!("{message}")).build());
-        }
+        let (journal, queue) = {
+            let current = self.0.current.lock();
+            (current.journal, Arc::clone(&current.queue))
+        };
+        queue.push(&format_line(journal, record.level(), &message));
     }
 
-    fn flush(&self) {}
+    fn flush(&self) {
+        self.0.flush();
+    }
 }
 
-/// A line for the journal: `<PRIORITY>(THREAD) MESSAGE` (sd-daemon(3)).
-fn journal_line(level: Level, thread: Option<&str>, message: &str) -> String {
-    let priority = match level {
+fn format_line(journal: bool, level: Level, message: &str) -> Vec<u8> {
+    // One message is one line, whatever is in it.
+    let message = escaped_up_to(usize::MAX, message.as_bytes());
+    if journal {
+        let thread = thread::current().name().map_or(String::new(), |name| format!("({name}) "));
+        return format!("<{}>{thread}{message}\n", priority(level)).into_bytes();
+    }
+    let mut config = ConfigBuilder::new();
+    config
+        .set_time_format_rfc3339()
+        .set_thread_level(LevelFilter::Error)
+        .set_thread_mode(ThreadLogMode::Names)
+        .set_target_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off);
+    // For each line, because daylight saving time begins and ends. An error leaves UTC.
+    let _ = config.set_time_offset_to_local();
+    let line = Line::default();
+    // log's own level, which can be changed, decides what is written.
+    WriteLogger::new(LevelFilter::Trace, config.build(), line.clone())
+        .log(&Record::builder().level(level).args(format_args!("{message}")).build());
+    let line = mem::take(&mut *line.0.lock());
+    let (time, rest) = line.split_at(line.iter().position(|&byte| byte == b' ').unwrap_or(0));
+    [local_time(time).as_slice(), rest].concat()
+}
+
+/// `2026-11-24 15:04:05.123` of `2026-11-24T15:04:05.123456789+01:00`, whose fraction has as many digits as it needs. (A
+/// format of our own for simplelog takes a macro that works only for those who depend on the crate `time`.)
+fn local_time(rfc3339: &[u8]) -> Vec<u8> {
+    let part = |from, to| rfc3339.get(from..to).unwrap_or_default();
+    let fraction = rfc3339.get(19..).and_then(|rest| rest.strip_prefix(b".")).unwrap_or_default();
+    let digits = fraction.iter().copied().take_while(u8::is_ascii_digit).chain([b'0'; 3]).take(3).collect::<Vec<_>>();
+    [part(0, 10), b" ", part(11, 19), b".", &digits].concat()
+}
+
+/// A line's level as the journal reads it: `<PRIORITY>` before the message (sd-daemon(3)).
+fn priority(level: Level) -> u8 {
+    match level {
         Level::Error => 3,
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
-    };
-    match thread {
-        Some(thread) => format!("<{priority}>({thread}) {message}\n"),
-        None => format!("<{priority}>{message}\n"),
+    }
+}
+
+/// Gathers what simplelog writes in pieces.
+#[derive(Clone, Default)]
+struct Line(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Read;
     use std::path::PathBuf;
 
     use super::*;
 
     /// A logger of its own: the process's is one for all tests.
     fn logger(target: &LogTarget) -> (Logger, Handle) {
-        let output = Arc::new(Mutex::new(Output::open(target).unwrap()));
-        (Logger::new(Arc::clone(&output)), Handle { output })
+        let handle = Handle { current: Arc::new(Mutex::new(Current::open(target, &Arc::default()).unwrap())) };
+        (Logger(handle.clone()), handle)
     }
 
     fn say(logger: &Logger, level: Level, message: &str) {
         log::set_max_level(LevelFilter::Info);
         logger.log(&Record::builder().level(level).args(format_args!("{message}")).build());
+        logger.flush();
     }
 
-    fn scratch_file(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("gearman-proxy-log-{}-{name}", std::process::id()));
-        let _ = fs::remove_file(&path);
-        path
+    /// A folder for the files of a test, removed at its end.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let path = std::env::temp_dir().join(format!("gearman-proxy-log-{}-{name}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Scratch(path)
+        }
+
+        fn log(&self) -> PathBuf {
+            self.0.join("proxy.log")
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !condition() {
+            assert!(Instant::now() < deadline, "still not so: {what}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn matches(form: &str, text: &str) -> bool {
+        regex::bytes::RegexBuilder::new(form).unicode(false).build().unwrap().is_match(text.as_bytes())
     }
 
     #[test]
-    fn a_line_holds_time_offset_level_thread_and_message() {
-        let path = scratch_file("form");
-        let (logger, _) = logger(&LogTarget::File(path.clone()));
+    fn a_line_holds_local_time_level_thread_and_message() {
+        let scratch = Scratch::new("form");
+        let (logger, _) = logger(&LogTarget::File(scratch.log()));
         thread::Builder::new()
             .name(String::from("queue/reader"))
             .spawn(move || say(&logger, Level::Warn, "destination down"))
             .unwrap()
             .join()
             .unwrap();
-        let text = fs::read_to_string(&path).unwrap();
-        let form =
-            r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d) \[WARN\] \(queue/reader\) destination down\n$";
-        assert!(
-            regex::bytes::RegexBuilder::new(form).unicode(false).build().unwrap().is_match(text.as_bytes()),
-            "{text}"
-        );
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777 & !0o640, 0, "others may not read it");
-        fs::remove_file(&path).unwrap();
+        let text = fs::read_to_string(scratch.log()).unwrap();
+        let form = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[WARN\] \(queue/reader\) destination down\n$";
+        assert!(matches(form, &text), "{text}");
+        assert_eq!(fs::metadata(scratch.log()).unwrap().mode() & 0o777 & !0o640, 0, "others may not read it");
     }
 
     #[test]
-    fn a_file_is_appended_to_and_opened_anew_after_it_was_moved() {
-        let path = scratch_file("reopened");
-        let moved = scratch_file("moved");
+    fn milliseconds_have_three_digits() {
+        for (rfc3339, shown) in [
+            ("2026-11-24T15:04:05.123456789+01:00", "2026-11-24 15:04:05.123"),
+            ("2026-11-24T15:04:05.02-03:30", "2026-11-24 15:04:05.020"),
+            ("2026-11-24T15:04:05Z", "2026-11-24 15:04:05.000"),
+        ] {
+            assert_eq!(local_time(rfc3339.as_bytes()), shown.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_file_is_appended_to_and_opened_again_after_it_was_moved() {
+        let scratch = Scratch::new("reopened");
+        let (path, moved) = (scratch.log(), scratch.0.join("moved"));
         fs::write(&path, "before\n").unwrap();
         let (logger, handle) = logger(&LogTarget::File(path.clone()));
         say(&logger, Level::Info, "one");
@@ -295,40 +549,120 @@ mod tests {
         };
         assert_eq!(lines(&moved), ["before", "one", "two"]);
         assert_eq!(lines(&path), ["three"]);
-        fs::remove_file(&path).unwrap();
-        fs::remove_file(&moved).unwrap();
     }
 
     #[test]
     fn a_target_that_cannot_be_opened_leaves_the_old_one() {
-        let path = scratch_file("kept");
-        let (logger, handle) = logger(&LogTarget::File(path.clone()));
-        let error = handle.set_target(&LogTarget::File("/nonexistent/proxy.log".into())).unwrap_err().to_string();
-        assert!(error.starts_with("log file /nonexistent/proxy.log can't be opened: No such file"), "{error}");
+        let scratch = Scratch::new("kept");
+        let (logger, handle) = logger(&LogTarget::File(scratch.log()));
+        for (path, reason) in [
+            (PathBuf::from("/nonexistent/logs/proxy.log"), "folder /nonexistent does not exist"),
+            (scratch.0.join("logs/proxy.log"), "/logs does not exist"),
+            (scratch.0.clone(), "it is not a regular file"),
+            (PathBuf::from("/dev/null/proxy.log"), "Not a directory"),
+        ] {
+            let error = handle.set_target(&LogTarget::File(path.clone())).unwrap_err().to_string();
+            let begin = format!("log file {} can't be opened: ", path.display());
+            assert!(error.starts_with(&begin) && error.contains(reason), "{error}");
+        }
         say(&logger, Level::Info, "still here");
-        assert!(fs::read_to_string(&path).unwrap().ends_with("still here\n"));
-        fs::remove_file(&path).unwrap();
+        assert!(fs::read_to_string(scratch.log()).unwrap().ends_with("still here\n"));
     }
 
     #[test]
-    fn a_full_disk_stops_nothing() {
+    fn a_fifo_is_an_error_and_never_a_wait() {
+        let scratch = Scratch::new("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(scratch.log()).status().unwrap().success());
+        let open = || Current::open(&LogTarget::File(scratch.log()), &Arc::default()).unwrap_err().to_string();
+        assert!(open().contains("it is not a regular file"), "{}", open());
+        // With a reader its opening would succeed.
+        let _reader = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(scratch.log()).unwrap();
+        assert!(open().contains("it is not a regular file"), "{}", open());
+    }
+
+    #[test]
+    fn a_full_disk_stops_nothing_and_what_it_took_no_more_is_counted() {
+        let scratch = Scratch::new("full");
         let (logger, handle) = logger(&LogTarget::File("/dev/full".into()));
-        say(&logger, Level::Error, "lost");
-        let path = scratch_file("after-full");
-        handle.set_target(&LogTarget::File(path.clone())).unwrap();
-        say(&logger, Level::Error, "found");
-        let text = fs::read_to_string(&path).unwrap();
-        assert!(text.ends_with("found\n") && !text.contains("lost"), "{text}");
+        say(&logger, Level::Error, "one");
+        // Opened again without more space: the count goes on.
+        handle.reopen().unwrap();
+        say(&logger, Level::Error, "two");
+        assert!(handle.current.lock().losses.told.load(Relaxed));
+        handle.set_target(&LogTarget::File(scratch.log())).unwrap();
+        say(&logger, Level::Error, "three");
+        let text = fs::read_to_string(scratch.log()).unwrap();
+        let form = r"^[^\n]*\[WARN\] \(log\) 2 log lines were lost: the log was full or too slow\n[^\n]* three\n$";
+        assert!(matches(form, &text), "{text}");
+        assert!(!handle.current.lock().losses.told.load(Relaxed));
+    }
+
+    #[test]
+    fn a_line_after_one_that_was_torn_begins_at_a_line_of_its_own() {
+        let scratch = Scratch::new("torn");
+        let target = LogTarget::File("/dev/full".into());
+        let file = open(&target).unwrap();
+        let mut output = Output { target, file, journal: false, torn: false, losses: Arc::default() };
+        assert!(output.write(b"one\n").is_err());
+        output.file = File::create(scratch.log()).unwrap();
+        output.write(b"two\n").unwrap();
+        output.write(b"three\n").unwrap();
+        assert_eq!(fs::read_to_string(scratch.log()).unwrap(), "\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_file_that_was_removed_is_made_again_and_so_is_one_whose_folder_comes_back() {
+        let scratch = Scratch::new("removed");
+        let folder = scratch.0.join("logs");
+        let path = folder.join("proxy.log");
+        fs::create_dir(&folder).unwrap();
+        let (logger, _) = logger(&LogTarget::File(path.clone()));
+        say(&logger, Level::Info, "one");
         fs::remove_file(&path).unwrap();
+        say(&logger, Level::Info, "two");
+        assert!(fs::read_to_string(&path).unwrap().ends_with("two\n"));
+        fs::remove_dir_all(&folder).unwrap();
+        say(&logger, Level::Info, "three");
+        say(&logger, Level::Info, "four");
+        fs::create_dir(&folder).unwrap();
+        // Without another line.
+        wait_for("the count of lost lines", || fs::read_to_string(&path).is_ok_and(|text| text.ends_with('\n')));
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(" (log) 2 log lines were lost: the log "), "{text}");
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_blocks_nobody_and_what_it_lost_is_told() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let queue = Arc::new(Queue::default());
+        let (target, file) = (LogTarget::Stdout, File::from(std::os::fd::OwnedFd::from(writer)));
+        let output = Output { target, file, journal: false, torn: false, losses: Arc::default() };
+        let lines = Arc::clone(&queue);
+        let thread = thread::spawn(move || output.run(&lines));
+        let line = [&[b'x'; 999][..], b"\n"].concat();
+        for _ in 0..5000 {
+            queue.push(&line);
+        }
+        let began = Instant::now();
+        queue.flush(Duration::from_millis(50));
+        assert!(began.elapsed() >= Duration::from_millis(50), "the pipe holds 64 KiB");
+        queue.close();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        thread.join().unwrap();
+        let written = text.lines().filter(|line| line.starts_with('x')).count();
+        let told = text.lines().filter_map(|line| line.split_once(" log lines were lost: the log was full"));
+        let lost: Vec<usize> = told.map(|(line, _)| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(written + lost.iter().sum::<usize>(), 5000, "{lost:?}");
+        assert!(lost.iter().sum::<usize>() > 1000, "{lost:?}");
     }
 
     #[test]
     fn the_level_is_that_of_the_log_crate() {
-        let path = scratch_file("level");
-        let (logger, _) = logger(&LogTarget::File(path.clone()));
+        let scratch = Scratch::new("level");
+        let (logger, _) = logger(&LogTarget::File(scratch.log()));
         say(&logger, Level::Debug, "not written");
-        assert_eq!(fs::read_to_string(&path).unwrap(), "");
-        fs::remove_file(&path).unwrap();
+        assert_eq!(fs::read_to_string(scratch.log()).unwrap(), "");
     }
 
     #[test]
@@ -339,54 +673,87 @@ mod tests {
                 panic!("bad message")
             }
         }
-        let path = scratch_file("panic");
-        let (logger, _) = logger(&LogTarget::File(path.clone()));
+        let scratch = Scratch::new("panic");
+        let (logger, _) = logger(&LogTarget::File(scratch.log()));
         log::set_max_level(LevelFilter::Info);
         let made = panic::catch_unwind(panic::AssertUnwindSafe(|| {
             logger.log(&Record::builder().level(Level::Info).args(format_args!("{}", Bad)).build());
         }));
         assert!(made.is_err());
         say(&logger, Level::Info, "usable");
-        assert!(fs::read_to_string(&path).unwrap().ends_with("usable\n"));
-        fs::remove_file(&path).unwrap();
+        assert!(fs::read_to_string(scratch.log()).unwrap().ends_with("usable\n"));
+    }
+
+    #[test]
+    fn a_message_is_one_line() {
+        let scratch = Scratch::new("line");
+        let (logger, _) = logger(&LogTarget::File(scratch.log()));
+        say(&logger, Level::Info, "a\nb\x1b[2J\u{202e}");
+        let text = fs::read_to_string(scratch.log()).unwrap();
+        assert!(text.ends_with("a\\x0ab\\x1b[2J\\u{202e}\n"), "{text}");
     }
 
     #[test]
     fn the_journal_gets_priorities_and_no_time() {
-        assert_eq!(journal_line(Level::Error, Some("status"), "down"), "<3>(status) down\n");
-        assert_eq!(journal_line(Level::Warn, Some("main"), "x"), "<4>(main) x\n");
-        assert_eq!(journal_line(Level::Info, None, "x"), "<6>x\n");
-        assert_eq!(journal_line(Level::Trace, None, "x"), "<7>x\n");
-        let path = scratch_file("journal");
-        let (logger, handle) = logger(&LogTarget::File(path.clone()));
-        handle.output.lock().journal = true;
+        assert_eq!([Level::Error, Level::Warn, Level::Info, Level::Trace].map(priority), [3, 4, 6, 7]);
+        let line = thread::spawn(|| format_line(true, Level::Info, "x\ny")).join().unwrap();
+        assert_eq!(line, b"<6>x\\x0ay\n", "a thread without a name");
+        let scratch = Scratch::new("journal");
+        let (logger, handle) = logger(&LogTarget::File(scratch.log()));
+        handle.current.lock().journal = true;
         thread::Builder::new()
             .name(String::from("status"))
             .spawn(move || say(&logger, Level::Error, "down"))
             .unwrap()
             .join()
             .unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "<3>(status) down\n");
-        fs::remove_file(&path).unwrap();
+        assert_eq!(fs::read_to_string(scratch.log()).unwrap(), "<3>(status) down\n");
     }
 
     #[test]
     fn the_journal_is_known_by_device_and_inode() {
-        let path = scratch_file("stream");
-        let file = File::create(&path).unwrap();
+        let scratch = Scratch::new("stream");
+        let file = File::create(scratch.log()).unwrap();
         let there = file.metadata().unwrap();
         assert!(is_stream(&file, &format!("{}:{}", there.dev(), there.ino())));
         assert!(!is_stream(&file, &format!("{}:{}", there.dev(), there.ino() + 1)));
         assert!(!is_stream(&file, ""));
         assert!(!is_stream(&file, "8:x"));
-        fs::remove_file(&path).unwrap();
     }
 
     #[test]
     fn what_comes_from_outside_is_printable_and_short() {
-        assert_eq!(escaped(b"host_name=web1~").to_string(), "host_name=web1~");
-        assert_eq!(escaped(b"a\nb\x1b[2J\0\x7f\xfc").to_string(), "a\\x0ab\\x1b[2J\\x00\\x7f\\xfc");
+        for (bytes, shown) in [
+            (&b"host_name=web1~"[..], "host_name=web1~"),
+            (b"a\nb\x1b[2J\0\x7f\xfc", "a\\x0ab\\x1b[2J\\x00\\x7f\\xfc"),
+            ("M\u{fc}nchen \u{65e5}\u{672c}".as_bytes(), "M\u{fc}nchen \u{65e5}\u{672c}"),
+            ("\u{85}\u{a0}\u{ad}".as_bytes(), "\\u{85}\\u{a0}\\u{ad}"),
+            ("x\u{301}".as_bytes(), "x\\u{301}"),
+            ("'\"\\".as_bytes(), "'\"\\"),
+        ] {
+            assert_eq!(escaped(bytes).to_string(), shown);
+        }
+        for c in ('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}').chain('\u{200b}'..='\u{200f}') {
+            assert_eq!(escaped(format!("a{c}b").as_bytes()).to_string(), format!("a\\u{{{:x}}}b", u32::from(c)));
+        }
         assert_eq!(escaped(&[b'x'; 200]).to_string(), "x".repeat(200));
         assert_eq!(escaped(&[b'x'; 201]).to_string(), format!("{}...", "x".repeat(200)));
+        assert_eq!(escaped("\u{fc}".repeat(101).as_bytes()).to_string(), format!("{}...", "\u{fc}".repeat(100)));
+        assert_eq!(escaped(&[0xff; 201]).to_string(), format!("{}...", "\\xff".repeat(200)));
+    }
+
+    #[test]
+    fn messages_of_one_kind_are_limited_and_none_is_forgotten() {
+        let (start, mut limiter) = (Instant::now(), Limiter::default());
+        let after = |millis| start + Duration::from_millis(millis);
+        assert_eq!(limiter.admit(after(0)), Some(0));
+        assert_eq!(limiter.due(after(60_000)), None);
+        assert!((1..200).all(|n| limiter.admit(after(n)).is_none()));
+        assert_eq!(limiter.due(after(5198)), None);
+        assert_eq!((limiter.due(after(5199)), limiter.due(after(5200))), (Some(199), None));
+        // A flood: a line a second, each with the number of those before it.
+        let written: Vec<_> = (0..2500).filter_map(|n| limiter.admit(after(10_000 + n))).collect();
+        assert_eq!(written, [0, 999, 999]);
+        assert_eq!((limiter.due(after(60_000)), limiter.due(after(60_000))), (Some(499), None));
     }
 }

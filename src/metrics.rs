@@ -3,23 +3,31 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use crate::config::{ForwardConfig, Server};
+use crate::config::{Address, ForwardConfig, Server};
 
 /// A forward that holds jobs and has made no progress for this long is a failed one, whatever its sockets say.
 pub const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-/// All forwards of the process, in the order of the configuration.
+/// A forward that has not connected for the first time after this long is a failed one.
+pub const CONNECTING_FOR: Duration = Duration::from_secs(10);
+
+/// The upper ends of the histogram of the time from grab to confirmation, milliseconds; above the last is one more.
+pub const CONFIRMATION_BUCKETS: [u64; 8] = [5, 25, 100, 500, 1000, 5000, 30_000, 120_000];
+
+/// All forwards of the process, in the order of the configuration, and what concerns none of them alone.
 #[derive(Debug, Default)]
 pub struct Metrics {
     forwards: Mutex<Vec<Arc<ForwardMetrics>>>,
+    configuration_wrong: Mutex<Option<SystemTime>>,
+    /// Patterns of each server that match too many queues, in words.
+    pattern_errors: Mutex<BTreeMap<Server, String>>,
 }
 
 impl Metrics {
-    /// The forwards as they are now.
     pub fn forwards(&self) -> Vec<Arc<ForwardMetrics>> {
         self.forwards.lock().clone()
     }
@@ -28,9 +36,33 @@ impl Metrics {
     pub fn set_forwards(&self, forwards: Vec<Arc<ForwardMetrics>>) {
         *self.forwards.lock() = forwards;
     }
+
+    /// Since when a reload has failed; `None` once one succeeded.
+    pub fn configuration_wrong(&self) -> Option<SystemTime> {
+        *self.configuration_wrong.lock()
+    }
+
+    /// The patterns that match too many queues, in words.
+    pub fn pattern_errors(&self) -> Vec<String> {
+        self.pattern_errors.lock().iter().map(|(server, error)| format!("{server}: {error}")).collect()
+    }
+
+    pub fn set_pattern_error(&self, server: &Server, error: Option<String>) {
+        let mut errors = self.pattern_errors.lock();
+        match error {
+            Some(error) => errors.insert(server.clone(), error),
+            None => errors.remove(server),
+        };
+    }
+
+    /// A reload failed or succeeded. The first failure's time stays.
+    pub fn set_configuration_wrong(&self, wrong: bool) {
+        let mut since = self.configuration_wrong.lock();
+        *since = wrong.then(|| since.unwrap_or_else(SystemTime::now));
+    }
 }
 
-/// Why a server can't be worked with.
+/// Why a server is unavailable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
     /// Own words in printable ASCII, without brackets, quotes and bars, at most 80 bytes.
@@ -39,27 +71,90 @@ pub struct Trouble {
     pub since: Instant,
 }
 
+/// How a forward is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    Working,
+    /// It has never been connected, and is not known to be in trouble.
+    Connecting,
+    Failed,
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    fn add(&self, number: u64) {
+        self.0.fetch_add(number, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number of jobs that may be unknown.
+#[derive(Debug)]
+struct Known(AtomicU64);
+
+impl Known {
+    const NOT: u64 = u64::MAX;
+
+    fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&number| number != Known::NOT)
+    }
+
+    fn set(&self, number: Option<u64>) {
+        self.0.store(number.unwrap_or(Known::NOT), Ordering::Relaxed);
+    }
+}
+
+/// The last undeliverable job.
+#[derive(Debug, Clone)]
+pub struct Reject {
+    pub reason: String,
+    pub at: Instant,
+}
+
 /// What one forward counts.
 #[derive(Debug)]
 pub struct ForwardMetrics {
     /// The forward that this is about.
     pub config: ForwardConfig,
     started: Instant,
-    jobs: AtomicU64,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
-    rejected: AtomicU64,
-    errors: AtomicU64,
-    /// Milliseconds after `started`; 0 for never.
-    rejected_at: AtomicU64,
+    /// Jobs delivered, and their bytes as they came and as they went.
+    pub jobs: Counter,
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+    /// Undeliverable jobs.
+    pub rejected: Counter,
+    /// Jobs that were rejected or failed.
+    pub errors: Counter,
+    /// Jobs dropped because they were older than `max_age`.
+    pub expired: Counter,
+    /// Sessions after the first.
+    pub reconnects: Counter,
+    /// Jobs confirmed by the time since their grab: a counter for each of [`CONFIRMATION_BUCKETS`] and one above.
+    pub confirmations: [Counter; CONFIRMATION_BUCKETS.len() + 1],
+    /// The sum of these times.
+    pub confirmation_milliseconds: Counter,
     /// Jobs taken from the source and neither acknowledged nor given back.
     held: AtomicUsize,
-    /// Milliseconds after `started` when `held` last left 0.
+    // Moments are milliseconds after `started`; 0 is never.
+    oldest_held: AtomicU64,
     held_since: AtomicU64,
-    /// Milliseconds after `started` of the last delivery or answered probe.
+    /// The last delivery, and the last sign of life of a destination that has something to do.
+    delivered: AtomicU64,
     progress: AtomicU64,
-    /// Whether a session is on: jobs can come.
     connected: AtomicU64,
+    first_connected: AtomicU64,
+    /// Jobs waiting at the source and at the destination when they were last asked.
+    waiting: Known,
+    waiting_there: Known,
+    /// The place of the destination in use among the configured ones.
+    destination: AtomicUsize,
+    last_reject: Mutex<Option<Reject>>,
     troubles: Mutex<BTreeMap<Server, Trouble>>,
 }
 
@@ -69,67 +164,139 @@ impl ForwardMetrics {
         ForwardMetrics {
             config: config.clone(),
             started: Instant::now(),
-            jobs: AtomicU64::new(0),
-            bytes_in: AtomicU64::new(0),
-            bytes_out: AtomicU64::new(0),
-            rejected: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-            rejected_at: AtomicU64::new(0),
+            jobs: Counter::default(),
+            bytes_in: Counter::default(),
+            bytes_out: Counter::default(),
+            rejected: Counter::default(),
+            errors: Counter::default(),
+            expired: Counter::default(),
+            reconnects: Counter::default(),
+            confirmations: Default::default(),
+            confirmation_milliseconds: Counter::default(),
             held: AtomicUsize::new(0),
+            oldest_held: AtomicU64::new(0),
             held_since: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
             progress: AtomicU64::new(0),
             connected: AtomicU64::new(0),
+            first_connected: AtomicU64::new(0),
+            waiting: Known(AtomicU64::new(Known::NOT)),
+            waiting_there: Known(AtomicU64::new(Known::NOT)),
+            destination: AtomicUsize::new(0),
+            last_reject: Mutex::default(),
             troubles: Mutex::default(),
         }
     }
 
-    fn now(&self) -> u64 {
-        (self.started.elapsed().as_millis() as u64).max(1)
+    fn mark(&self, moment: &AtomicU64) {
+        moment.store((self.started.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
     }
 
-    fn ago(&self, moment: u64) -> Duration {
-        Duration::from_millis(self.now().saturating_sub(moment))
+    fn ago(&self, moment: &AtomicU64) -> Option<Duration> {
+        let moment = Some(moment.load(Ordering::Relaxed)).filter(|&moment| moment > 0)?;
+        Some(self.started.elapsed().saturating_sub(Duration::from_millis(moment)))
     }
 
     /// `jobs` were delivered: their data took `bytes_in` from the source and `bytes_out` to the destination.
     pub fn delivered(&self, jobs: u64, bytes_in: u64, bytes_out: u64) {
-        self.jobs.fetch_add(jobs, Ordering::Relaxed);
-        self.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
-        self.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
+        self.jobs.add(jobs);
+        self.bytes_in.add(bytes_in);
+        self.bytes_out.add(bytes_out);
+        self.mark(&self.delivered);
         self.progressed();
+    }
+
+    /// `jobs` were confirmed this long after their grab.
+    pub fn confirmed(&self, after: Duration, jobs: u64) {
+        let after = after.as_millis() as u64;
+        let bucket = CONFIRMATION_BUCKETS.iter().position(|&end| after <= end).unwrap_or(CONFIRMATION_BUCKETS.len());
+        self.confirmations.iter().skip(bucket).take(1).for_each(|bucket| bucket.add(jobs));
+        self.confirmation_milliseconds.add(after.saturating_mul(jobs));
     }
 
     /// The destination took a job or answered a probe.
     pub fn progressed(&self) {
-        self.progress.store(self.now(), Ordering::Relaxed);
+        self.mark(&self.progress);
     }
 
     /// A job was undeliverable, and went to the reject queue or was failed.
-    pub fn rejected(&self) {
-        self.rejected.fetch_add(1, Ordering::Relaxed);
-        self.rejected_at.store(self.now(), Ordering::Relaxed);
+    pub fn rejected(&self, reason: &str) {
+        self.rejected.add(1);
+        *self.last_reject.lock() = Some(Reject { reason: reason.to_owned(), at: Instant::now() });
         self.failed();
     }
 
     /// A job was failed.
     pub fn failed(&self) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
+        self.errors.add(1);
+    }
+
+    /// Jobs were dropped because of their age.
+    pub fn expired(&self, jobs: u64) {
+        self.expired.add(jobs);
+        self.progressed();
     }
 
     /// The forward holds this many jobs now.
     pub fn set_held(&self, held: usize) {
         if self.held.swap(held, Ordering::Relaxed) == 0 && held > 0 {
-            self.held_since.store(self.now(), Ordering::Relaxed);
+            self.mark(&self.held_since);
         }
+    }
+
+    /// When the oldest job that is held came.
+    pub fn set_oldest_held(&self, came: Option<Instant>) {
+        let after = |came: Instant| (came.saturating_duration_since(self.started).as_millis() as u64).max(1);
+        self.oldest_held.store(came.map_or(0, after), Ordering::Relaxed);
+    }
+
+    /// Jobs that were held go back to the source and wait there.
+    pub fn given_back(&self, jobs: u64) {
+        self.waiting.set(Some(self.waiting().unwrap_or(0).saturating_add(jobs)));
+    }
+
+    /// Jobs waiting at the source; `None` where that is unknown.
+    pub fn set_waiting(&self, jobs: Option<u64>) {
+        self.waiting.set(jobs);
+    }
+
+    /// Jobs waiting at the destination.
+    pub fn set_waiting_there(&self, jobs: Option<u64>) {
+        self.waiting_there.set(jobs);
     }
 
     /// A session began, with both servers connected, or ended.
     pub fn set_connected(&self, connected: bool) {
-        self.connected.store(if connected { self.now() } else { 0 }, Ordering::Relaxed);
+        if !connected {
+            self.connected.store(0, Ordering::Relaxed);
+            return;
+        }
+        self.mark(&self.connected);
+        if self.has_worked() {
+            self.reconnects.add(1);
+        } else {
+            self.mark(&self.first_connected);
+        }
     }
 
-    /// A server can't be worked with; the first sign's time stays until [`Self::recovered`]. `true` when that is news:
-    /// a new trouble or another reason.
+    /// The forward uses the destination at this place of its list.
+    pub fn set_destination(&self, index: usize) {
+        self.destination.store(index, Ordering::Relaxed);
+    }
+
+    /// The configured destinations, never none.
+    pub fn destinations(&self) -> &[Address] {
+        &self.config.destinations
+    }
+
+    /// The place of the destination in use, and its address.
+    pub fn destination(&self) -> (usize, &Address) {
+        let index = self.destination.load(Ordering::Relaxed).min(self.destinations().len() - 1);
+        (index, &self.destinations()[index])
+    }
+
+    /// A server is unavailable; the first sign's time stays until [`Self::recovered`]. `true` when that is news: a new
+    /// trouble or another reason.
     pub fn troubled(&self, server: &Server, reason: &str) -> bool {
         let mut troubles = self.troubles.lock();
         let trouble =
@@ -141,42 +308,18 @@ impl ForwardMetrics {
         news
     }
 
-    /// A server can be worked with again; the trouble that it was in.
+    /// A server is available again; the trouble that it was in.
     pub fn recovered(&self, server: &Server) -> Option<Trouble> {
         self.troubles.lock().remove(server)
     }
 
-    /// Jobs delivered.
-    pub fn jobs(&self) -> u64 {
-        self.jobs.load(Ordering::Relaxed)
+    pub fn last_reject(&self) -> Option<Reject> {
+        self.last_reject.lock().clone()
     }
 
-    /// Bytes of delivered jobs as they came.
-    pub fn bytes_in(&self) -> u64 {
-        self.bytes_in.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of delivered jobs as they went.
-    pub fn bytes_out(&self) -> u64 {
-        self.bytes_out.load(Ordering::Relaxed)
-    }
-
-    /// Undeliverable jobs.
-    pub fn rejects(&self) -> u64 {
-        self.rejected.load(Ordering::Relaxed)
-    }
-
-    /// Jobs that were rejected or failed.
-    pub fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
-    }
-
-    /// How long ago the last job was rejected.
-    pub fn last_reject(&self) -> Option<Duration> {
-        match self.rejected_at.load(Ordering::Relaxed) {
-            0 => None,
-            moment => Some(self.ago(moment)),
-        }
+    /// How long ago the last job was delivered.
+    pub fn last_delivery(&self) -> Option<Duration> {
+        self.ago(&self.delivered)
     }
 
     /// Jobs held unacknowledged now.
@@ -184,34 +327,57 @@ impl ForwardMetrics {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// How long the oldest job has been held.
+    pub fn oldest_held(&self) -> Option<Duration> {
+        self.ago(&self.oldest_held)
+    }
+
+    pub fn waiting(&self) -> Option<u64> {
+        self.waiting.get()
+    }
+
+    pub fn waiting_there(&self) -> Option<u64> {
+        self.waiting_there.get()
+    }
+
     /// How long the session has been on; `None` while there is none.
     pub fn connected(&self) -> Option<Duration> {
-        match self.connected.load(Ordering::Relaxed) {
-            0 => None,
-            moment => Some(self.ago(moment)),
+        self.ago(&self.connected)
+    }
+
+    /// Whether there has ever been a session.
+    pub fn has_worked(&self) -> bool {
+        self.first_connected.load(Ordering::Relaxed) > 0
+    }
+
+    pub fn state(&self) -> State {
+        match self.troubles().is_empty() {
+            false => State::Failed,
+            true if self.has_worked() => State::Working,
+            true => State::Connecting,
         }
     }
 
-    /// The servers that can't be worked with. A forward that holds jobs without progress is in trouble with its
+    /// The unavailable servers. A forward that holds jobs without progress, or has never connected, is in trouble with its
     /// destination, whatever its sockets say.
     pub fn troubles(&self) -> BTreeMap<Server, Trouble> {
         let mut troubles = self.troubles.lock().clone();
-        if let Some(stalled) = self.stalled() {
+        let silent = if self.has_worked() {
+            self.stalled().map(|time| (format!("no progress for {} s", time.as_secs()), time))
+        } else {
+            let time = Some(self.started.elapsed()).filter(|&time| time >= CONNECTING_FOR && troubles.is_empty());
+            time.map(|time| (String::from("not connected yet"), time))
+        };
+        if let Some((reason, time)) = silent {
             let now = Instant::now();
-            troubles.entry(self.config.destination.server.clone()).or_insert_with(|| Trouble {
-                reason: format!("no progress for {} s", stalled.as_secs()),
-                since: now.checked_sub(stalled).unwrap_or(now),
-            });
+            let since = now.checked_sub(time).unwrap_or(now);
+            troubles.entry(self.destination().1.server.clone()).or_insert(Trouble { reason, since });
         }
         troubles
     }
 
     fn stalled(&self) -> Option<Duration> {
-        if self.held() == 0 {
-            return None;
-        }
-        let since = self.progress.load(Ordering::Relaxed).max(self.held_since.load(Ordering::Relaxed));
-        let stalled = self.ago(since);
-        (stalled >= STALLED_AFTER).then_some(stalled)
+        let silent = self.ago(&self.held_since)?.min(self.ago(&self.progress).unwrap_or(Duration::MAX));
+        (self.held() > 0 && silent >= STALLED_AFTER).then_some(silent)
     }
 }

@@ -1,62 +1,49 @@
 //! The file that tells init scripts which process the proxy is.
+//!
+//! A file that is there says that another proxy runs, or that one has crashed. So it is believed only if its process is a
+//! gearman-proxy (the same name as ours in /proc/PID/stat) of the file's owner: another program that got the number later is
+//! no obstacle, nor is a process that another user gave this name.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::logging::escaped;
 
 /// More than any process id takes, bytes: a longer file is none of ours.
 const MAX_SIZE: u64 = 32;
 
+/// How long another start or its end may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// O_NOFOLLOW and O_NONBLOCK of open(2): no symbolic link, and no wait for a FIFO.
+const OPEN: i32 = O_NOFOLLOW | 0o4000;
+#[cfg(any(target_arch = "aarch64", target_arch = "arm"))]
+const O_NOFOLLOW: i32 = 0o100_000;
+#[cfg(not(any(target_arch = "aarch64", target_arch = "arm")))]
+const O_NOFOLLOW: i32 = 0o400_000;
+
 /// Why there is no pid file.
 #[derive(Debug)]
-pub enum PidFileError {
-    /// The process that it names is alive.
-    Running {
-        /// The file.
-        path: PathBuf,
-        /// The process, where the file could be read.
-        pid: Option<u32>,
-    },
-    /// The file holds something else than a process id, and is better left alone.
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file could not be read or written.
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
+pub struct PidFileError {
+    path: PathBuf,
+    error: io::Error,
 }
 
 impl fmt::Display for PidFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PidFileError::Running { path, pid: Some(pid) } => {
-                write!(f, "pid file {}: process {pid} is running: stop it first, or use another file", path.display())
-            }
-            PidFileError::Running { path, pid: None } => {
-                write!(f, "pid file {}: another gearman-proxy is starting with it", path.display())
-            }
-            PidFileError::Foreign { path } => {
-                write!(f, "pid file {}: it holds no process id: remove it, or use another file", path.display())
-            }
-            PidFileError::Io { path, error } => write!(f, "pid file {}: {error}", path.display()),
-        }
+        write!(f, "pid file {}: {}", escaped(self.path.as_os_str().as_encoded_bytes()), self.error)
     }
 }
 
 impl std::error::Error for PidFileError {}
 
 /// A pid file that is ours; removed when dropped.
-///
-/// It stays locked while it is ours, which decides between two proxies that start at once, and between a crashed one and
-/// another process that got its number.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
@@ -67,49 +54,10 @@ impl PidFile {
     /// Writes this process's id to `path`, replacing the file of a process that is gone.
     ///
     /// # Errors
-    /// The process that the file names is alive, or the file can't be written.
+    /// The file names a gearman-proxy that runs, is not one of ours, or can't be written.
     pub fn create(path: &Path) -> Result<PidFile, PidFileError> {
-        let failed = |error| PidFileError::Io { path: path.to_owned(), error };
-        loop {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o644)
-                .open(path)
-                .map_err(failed)?;
-            let locked = match file.try_lock() {
-                Ok(()) => true,
-                Err(TryLockError::WouldBlock) => false,
-                // A file system without locks: the process id alone has to do.
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => true,
-                Err(TryLockError::Error(error)) => return Err(failed(error)),
-            };
-            let mut content = Vec::new();
-            (&file).take(MAX_SIZE).read_to_end(&mut content).map_err(failed)?;
-            let pid = std::str::from_utf8(&content).ok().and_then(|text| text.trim().parse::<u32>().ok());
-            if !locked {
-                return Err(PidFileError::Running { path: path.to_owned(), pid });
-            }
-            match pid {
-                Some(pid) if pid != process::id() && alive(pid) => {
-                    return Err(PidFileError::Running { path: path.to_owned(), pid: Some(pid) });
-                }
-                None if !content.trim_ascii().is_empty() => {
-                    return Err(PidFileError::Foreign { path: path.to_owned() });
-                }
-                _ => {}
-            }
-            // Its last owner may have removed it between the opening and the lock: then we hold a file without a name.
-            if !same_file(&file, path) {
-                continue;
-            }
-            file.rewind().map_err(failed)?;
-            file.set_len(0).map_err(failed)?;
-            writeln!(file, "{}", process::id()).map_err(failed)?;
-            return Ok(PidFile { path: path.to_owned(), file });
-        }
+        let running = |pid, owner| pid != process::id() && is_proxy(pid, owner);
+        claim(path, process::id(), running).map_err(|error| PidFileError { path: path.to_owned(), error })
     }
 }
 
@@ -121,16 +69,95 @@ impl Drop for PidFile {
     }
 }
 
-/// Whether the process runs. One that has ended and only waits for its parent to notice does not.
-fn alive(pid: u32) -> bool {
-    // PID (NAME) STATE ..., where the name may hold brackets and blanks.
-    let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else { return false };
-    let state = stat.iter().rposition(|&byte| byte == b')').and_then(|end| stat.get(end + 2));
-    !matches!(state, Some(b'Z' | b'X'))
+/// Writes `id` to the file, unless it names a process that is `running`.
+fn claim(path: &Path, id: u32, running: impl Fn(u32, u32) -> bool) -> io::Result<PidFile> {
+    // Of two that start at once, the second looks when the first has written.
+    let _guard = lock(path)?;
+    if let Some((content, owner)) = read(path)? {
+        let text = content.trim_ascii();
+        match str::from_utf8(text).ok().and_then(|text| text.parse::<u32>().ok()) {
+            Some(pid) if running(pid, owner) => {
+                let reason = format!("gearman-proxy runs as process {pid}: stop it first, or use another file");
+                return Err(io::Error::other(reason));
+            }
+            // Better left alone.
+            None if !text.is_empty() => {
+                return Err(io::Error::other("it does not hold a process id: remove it, or use another file"));
+            }
+            _ => {}
+        }
+    }
+    let temporary = beside(path, "new");
+    let _ = fs::remove_file(&temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
+    writeln!(file, "{id}")?;
+    // Never half a number, whoever reads it when.
+    fs::rename(&temporary, path)?;
+    Ok(PidFile { path: path.to_owned(), file })
+}
+
+/// Held while a pid file is looked at and written: a lock on a file beside it, which only its owner and root can open, so that
+/// no other user can hold it. (The pid file itself may be readable for all.)
+fn lock(pid_file: &Path) -> io::Result<PidFile> {
+    let path = beside(pid_file, "lock");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let file = match OpenOptions::new().write(true).create(true).mode(0o600).custom_flags(OPEN).open(&path) {
+            // Left by a crash under another user.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && fs::remove_file(&path).is_ok() => continue,
+            file => file?,
+        };
+        match file.try_lock() {
+            // A file system without locks: then only two starts at the same moment are not told apart.
+            Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(io::Error::other("another gearman-proxy is starting with it"));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(5)),
+            // Unless its last owner removed it between the opening and the lock.
+            _ if same_file(&file, &path) => return Ok(PidFile { path, file }),
+            _ => {}
+        }
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+/// What the file holds, and its owner; None without one.
+fn read(path: &Path) -> io::Result<Option<(Vec<u8>, u32)>> {
+    let kind = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        there => there?.file_type(),
+    };
+    let irregular = || io::Error::other("it is not a regular file");
+    let file = kind.is_file().then(|| OpenOptions::new().read(true).custom_flags(OPEN).open(path));
+    let file = file.ok_or_else(irregular)??;
+    let there = file.metadata()?;
+    let mut content = Vec::new();
+    there.is_file().then(|| file.take(MAX_SIZE).read_to_end(&mut content)).ok_or_else(irregular)??;
+    Ok(Some((content, there.uid())))
+}
+
+fn is_proxy(pid: u32, owner: u32) -> bool {
+    let running = |pid: &dyn fmt::Display| {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // PID (NAME) STATE ..., where the name may hold brackets and blanks, and is cut to 15 bytes.
+        let (from, to) = (stat.iter().position(|&byte| byte == b'(')?, stat.iter().rposition(|&byte| byte == b')')?);
+        // One that has ended and only waits for its parent to notice does not run.
+        let ended = matches!(stat.get(to + 2), None | Some(b'Z' | b'X'));
+        stat.get(from..to).filter(|_| !ended).map(<[u8]>::to_vec)
+    };
+    let theirs = fs::metadata(format!("/proc/{pid}")).map(|there| there.uid());
+    theirs.is_ok_and(|theirs| theirs == owner) && running(&pid).is_some_and(|name| Some(name) == running(&"self"))
 }
 
 fn same_file(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
+    match (file.metadata(), fs::symlink_metadata(path)) {
         (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
         _ => false,
     }
@@ -138,7 +165,7 @@ fn same_file(file: &File, path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Child, Command};
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
@@ -157,6 +184,11 @@ mod tests {
         fn pid_file(&self) -> PathBuf {
             self.0.join("proxy.pid")
         }
+
+        fn holds_our_id(&self) -> bool {
+            fs::read_to_string(self.pid_file()).unwrap() == format!("{}\n", process::id())
+                && fs::read_dir(&self.0).unwrap().count() == 1
+        }
     }
 
     impl Drop for Folder {
@@ -165,45 +197,88 @@ mod tests {
         }
     }
 
+    /// A process that runs until it is dropped.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        /// Under the name of this process, or its own.
+        fn start(folder: &Folder, like_us: bool) -> Sleeper {
+            let ours = std::env::current_exe().unwrap();
+            let name = if like_us { ours.file_name().unwrap() } else { "sleep".as_ref() };
+            let program = folder.0.join(name);
+            fs::copy("/bin/sleep", &program).unwrap();
+            // While another test's process is being started, the copy may still be open for writing there.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                match Command::new(&program).arg("1000").spawn() {
+                    Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < deadline => {}
+                    child => {
+                        fs::remove_file(&program).unwrap();
+                        return Sleeper(child.unwrap());
+                    }
+                }
+            }
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+    }
+
     #[test]
     fn it_holds_our_process_id_and_is_gone_in_the_end() {
         let folder = Folder::new();
         let pid_file = PidFile::create(&folder.pid_file()).unwrap();
-        assert_eq!(fs::read_to_string(folder.pid_file()).unwrap(), format!("{}\n", process::id()));
+        assert!(folder.holds_our_id());
+        assert_eq!(fs::metadata(folder.pid_file()).unwrap().mode() & 0o777 & !0o640, 0);
         drop(pid_file);
         assert!(!folder.pid_file().exists());
     }
 
     #[test]
-    fn a_live_process_is_an_error_that_names_file_and_process() {
+    fn a_process_of_our_name_is_an_error_that_names_file_and_process() {
         let folder = Folder::new();
-        fs::write(folder.pid_file(), "1\n").unwrap();
+        let sleeper = Sleeper::start(&folder, true);
+        let content = format!("{}\n", sleeper.0.id());
+        fs::write(folder.pid_file(), &content).unwrap();
         let error = PidFile::create(&folder.pid_file()).unwrap_err().to_string();
-        assert!(error.contains("proxy.pid: process 1 is running"), "{error}");
-        assert_eq!(fs::read_to_string(folder.pid_file()).unwrap(), "1\n");
-    }
-
-    #[test]
-    fn one_that_is_held_is_an_error_even_for_the_same_process() {
-        let folder = Folder::new();
-        let first = PidFile::create(&folder.pid_file()).unwrap();
-        assert!(matches!(
-            PidFile::create(&folder.pid_file()),
-            Err(PidFileError::Running { pid: Some(pid), .. }) if pid == process::id()
-        ));
-        drop(first);
+        assert!(error.contains(&format!("proxy.pid: gearman-proxy runs as process {}", sleeper.0.id())), "{error}");
+        assert_eq!(fs::read_to_string(folder.pid_file()).unwrap(), content);
+        drop(sleeper);
         PidFile::create(&folder.pid_file()).unwrap();
     }
 
     #[test]
-    fn the_file_of_a_process_that_is_gone_is_replaced() {
+    fn another_program_with_the_number_is_no_obstacle_nor_is_another_users_process() {
+        let folder = Folder::new();
+        let sleeper = Sleeper::start(&folder, false);
+        fs::write(folder.pid_file(), format!("{}\n", sleeper.0.id())).unwrap();
+        let _pid_file = PidFile::create(&folder.pid_file()).unwrap();
+        assert!(folder.holds_our_id());
+        let ours = Sleeper::start(&Folder::new(), true);
+        let owner = fs::metadata(format!("/proc/{}", ours.0.id())).unwrap().uid();
+        assert!(is_proxy(ours.0.id(), owner) && !is_proxy(ours.0.id(), owner + 1));
+    }
+
+    #[test]
+    fn a_process_that_ended_is_none_even_before_its_parent_has_noticed() {
         let folder = Folder::new();
         let mut child = Command::new("true").spawn().unwrap();
-        child.wait().unwrap();
-        // Longer than what replaces it, so that a rest would show.
-        fs::write(folder.pid_file(), format!("{}\n\n\n\n\n\n\n\n", child.id())).unwrap();
-        let _pid_file = PidFile::create(&folder.pid_file()).unwrap();
-        assert_eq!(fs::read_to_string(folder.pid_file()).unwrap(), format!("{}\n", process::id()));
+        let stat = format!("/proc/{}/stat", child.id());
+        while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            thread::sleep(Duration::from_millis(1));
+        }
+        for _ in 0..2 {
+            assert!(!is_proxy(child.id(), fs::metadata("/proc/self").unwrap().uid()));
+            // Longer than what replaces it, so that a rest would show.
+            fs::write(folder.pid_file(), format!("{}\n\n\n\n\n\n\n\n", child.id())).unwrap();
+            let _pid_file = PidFile::create(&folder.pid_file()).unwrap();
+            assert!(folder.holds_our_id());
+            child.wait().unwrap();
+        }
     }
 
     #[test]
@@ -216,14 +291,22 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_pid_file_is_left_alone() {
+    fn what_is_no_pid_file_is_left_alone() {
         let folder = Folder::new();
         fs::write(folder.pid_file(), "$remote = 127.0.0.1\n").unwrap();
-        assert!(matches!(PidFile::create(&folder.pid_file()), Err(PidFileError::Foreign { .. })));
+        let error = PidFile::create(&folder.pid_file()).unwrap_err().to_string();
+        assert!(error.ends_with("proxy.pid: it does not hold a process id: remove it, or use another file"), "{error}");
         assert_eq!(fs::read_to_string(folder.pid_file()).unwrap(), "$remote = 127.0.0.1\n");
         let missing = folder.0.join("missing").join("proxy.pid");
         let error = PidFile::create(&missing).unwrap_err().to_string();
         assert!(error.contains("missing/proxy.pid: No such file"), "{error}");
+        let (fifo, link) = (folder.0.join("fifo"), folder.0.join("link"));
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        std::os::unix::fs::symlink(folder.pid_file(), &link).unwrap();
+        for path in [&fifo, &link, &folder.0] {
+            let error = PidFile::create(path).unwrap_err().to_string();
+            assert!(error.ends_with("it is not a regular file"), "{error}");
+        }
     }
 
     #[test]
@@ -240,20 +323,38 @@ mod tests {
     fn of_many_that_start_at_once_one_gets_it() {
         let folder = Folder::new();
         let path = folder.pid_file();
-        for _ in 0..20 {
+        for round in 0..100 {
+            if round % 2 == 0 {
+                // Left by a crash.
+                fs::write(&path, "9999\n").unwrap();
+            }
             let start = std::sync::Barrier::new(8);
-            let owners: Vec<_> = std::thread::scope(|scope| {
-                let threads: Vec<_> = (0..8)
-                    .map(|_| {
-                        scope.spawn(|| {
-                            start.wait();
-                            PidFile::create(&path)
-                        })
+            let owners: Vec<_> = thread::scope(|scope| {
+                let start_one = |id| {
+                    let (start, path) = (&start, &path);
+                    scope.spawn(move || {
+                        start.wait();
+                        claim(path, id, |pid, _| pid != 9999)
                     })
-                    .collect();
+                };
+                let threads: Vec<_> = (1..=8).map(start_one).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
             });
-            assert_eq!(owners.iter().filter(|owner| owner.is_ok()).count(), 1);
+            let owners: Vec<usize> =
+                owners.iter().enumerate().filter(|(_, owner)| owner.is_ok()).map(|(at, _)| at + 1).collect();
+            assert_eq!(owners.len(), 1, "{owners:?}");
         }
+    }
+
+    #[test]
+    fn a_lock_on_the_pid_file_and_what_a_crash_left_are_no_obstacle() {
+        let folder = Folder::new();
+        let locked = File::create(folder.pid_file()).unwrap();
+        locked.lock().unwrap();
+        for left in ["lock", "new"] {
+            fs::write(beside(&folder.pid_file(), left), "left by a crash").unwrap();
+        }
+        let _pid_file = PidFile::create(&folder.pid_file()).unwrap();
+        assert!(folder.holds_our_id());
     }
 }

@@ -1,5 +1,8 @@
 //! All forwards of the process: started, reloaded on SIGHUP, stopped on SIGTERM and SIGINT.
 
+mod finder;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -7,21 +10,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
-use log::{LevelFilter, error, info, warn};
+use log::{LevelFilter, error, info, log, warn};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level;
 
 use crate::cli::Cli;
-use crate::config::{self, Config, LogTarget};
-use crate::forward::{Forward, Settings};
+use crate::config::{self, Config, ForwardConfig, LogTarget, Server};
+use crate::forward::{Common, Forward};
 use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
 use crate::pidfile::{PidFile, PidFileError};
-use crate::status::{self, Snapshot, StatusWorker};
+use crate::sandbox;
+use crate::status::{self, StatusWorker};
+use finder::{Finder, Known};
 
-/// After the time that forwards have to stop and to say goodbye, those whose source hangs are given this much.
-const STOP_GRACE: Duration = Duration::from_secs(1);
+/// All of a stop takes ten seconds; what has not ended then is left behind.
+const STOP: Duration = Duration::from_millis(10_500);
 
 /// Between looks at whether the forwards have stopped.
 const STOP_LOOK: Duration = Duration::from_millis(10);
@@ -31,6 +37,15 @@ const SAME_SIGNAL: Duration = Duration::from_millis(50);
 
 /// Between updates of what `systemctl status` shows.
 const NOTIFY_EVERY: Duration = Duration::from_secs(10);
+
+/// After a second signal the main thread has this much to end the process in order; then the signal thread ends it.
+const SECOND_SIGNAL: Duration = Duration::from_millis(200);
+
+/// Between looks at what else the main thread does while it waits for a signal.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Between tries to start forwards for which the system had no threads.
+const START_AGAIN: Duration = Duration::from_secs(10);
 
 /// Why the proxy does not run.
 #[derive(Debug)]
@@ -79,18 +94,27 @@ impl From<io::Error> for ProxyError {
 /// The running proxy.
 struct Proxy<'c> {
     cli: &'c Cli,
-    config: Config,
-    settings: Settings,
+    config: Arc<Config>,
+    common: Common,
     log: logging::Handle,
     pidfile: Option<PidFile>,
     metrics: Arc<Metrics>,
-    /// In the order of the configuration.
+    /// In the order of the configuration, then those that were found.
     forwards: Vec<Forward>,
-    /// Stopping or stopped, and no longer in the configuration; which jobs it has delivered is known to the one that comes
-    /// back for its source.
+    /// Stopping or stopped, and no longer wanted; which jobs it has delivered is known to the one that comes back for its
+    /// source.
     leaving: Vec<Forward>,
+    finder: Option<Finder>,
+    known: Known,
+    /// The forwards that were found, by server.
+    found: HashMap<Server, Vec<ForwardConfig>>,
     status: Option<StatusWorker>,
     notifier: Notifier,
+    notified: Instant,
+    /// When forwards that could not be started are tried again.
+    start_again: Option<Instant>,
+    /// The thread that is stuck, which is logged once.
+    stuck: Option<String>,
 }
 
 /// Runs the forwards of a configuration until a signal ends it.
@@ -98,26 +122,51 @@ struct Proxy<'c> {
 /// # Errors
 /// The proxy could not start, or a second signal came before it had stopped.
 pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
-    // Before any thread: only then can the local time's offset be read.
     let log = logging::init(log_target(cli, &config), log_level(cli, &config))?;
+    let ended = run_logged(cli, config, &log);
+    log.flush();
+    ended
+}
+
+fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), ProxyError> {
     let pidfile = pidfile(cli, &config)?;
+    // Whatever needs a system call that is refused from here on is done; the log's thread gets the filter too.
+    if let Err(reason) = sandbox::apply() {
+        warn!("the kernel does not restrict this process: {reason}; running without its seccomp filter");
+    }
     let signals = signals()?;
-    let settings = Settings { max_job_size: config.max_job_size, ..Settings::default() };
+    let mut common = Common::default();
+    common.max_job_size = config.max_job_size;
+    common.start_clock()?;
     let mut proxy = Proxy {
         cli,
-        config,
-        settings,
-        log,
+        config: Arc::new(with_times(config)),
+        common,
+        log: log.clone(),
         pidfile,
         metrics: Arc::default(),
         forwards: Vec::new(),
         leaving: Vec::new(),
+        finder: None,
+        known: Known::default(),
+        found: HashMap::new(),
         status: None,
         notifier: Notifier::from_environment(),
+        notified: Instant::now(),
+        start_again: None,
+        stuck: None,
     };
     proxy.start()?;
     proxy.wait(&signals)?;
     proxy.stop(&signals)
+}
+
+/// The stages read a job's time where its age matters.
+fn with_times(mut config: Config) -> Config {
+    for forward in &mut config.forwards {
+        forward.stages.reads_time = forward.max_age.is_some();
+    }
+    config
 }
 
 fn log_target<'c>(cli: &'c Cli, config: &'c Config) -> &'c LogTarget {
@@ -137,14 +186,22 @@ fn pidfile(cli: &Cli, config: &Config) -> Result<Option<PidFile>, PidFileError> 
     cli.pidfile.as_ref().or(config.pidfile.as_ref()).map(|path| PidFile::create(path)).transpose()
 }
 
-/// A channel of the signals that are meant for us.
+/// A channel of the signals that are meant for us. At the second SIGTERM or SIGINT its thread ends the process by itself, so
+/// that nothing that blocks, neither the main thread nor the log, can keep it.
 fn signals() -> io::Result<Receiver<i32>> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let (sender, receiver) = unbounded();
     thread::Builder::new().name("signals".to_string()).spawn(move || {
+        let mut first: Option<Instant> = None;
         for signal in &mut signals {
+            let second = signal != SIGHUP && first.get_or_insert_with(Instant::now).elapsed() > SAME_SIGNAL;
             // It fails only when the main thread is about to end the process.
             let _ = sender.send(signal);
+            if second {
+                thread::sleep(SECOND_SIGNAL);
+                // Without exit handlers, which may wait for a lock.
+                low_level::exit(1);
+            }
         }
     })?;
     Ok(receiver)
@@ -154,16 +211,23 @@ impl Proxy<'_> {
     fn start(&mut self) -> io::Result<()> {
         self.warn();
         info!("gearman-proxy {} starts with {}", env!("CARGO_PKG_VERSION"), self.count());
-        self.arrange_forwards(&self.settings.clone())?;
+        // First: it needs a connection also when descriptors run out.
         self.start_status()?;
+        self.arrange_forwards(self.common.max_job_size);
+        self.start_finder();
         self.notifier.ready(&self.summary());
         Ok(())
     }
 
     fn count(&self) -> String {
+        let patterns = match self.config.patterns.len() {
+            0 => String::new(),
+            1 => " and 1 pattern".to_owned(),
+            count => format!(" and {count} patterns"),
+        };
         match self.config.forwards.len() {
-            1 => "1 forward".to_string(),
-            count => format!("{count} forwards"),
+            1 => format!("1 forward{patterns}"),
+            count => format!("{count} forwards{patterns}"),
         }
     }
 
@@ -174,72 +238,128 @@ impl Proxy<'_> {
     }
 
     fn start_status(&mut self) -> io::Result<()> {
-        if let Some(address) = &self.config.statusqueue {
-            self.status = Some(StatusWorker::start(address.clone(), Arc::clone(&self.metrics))?);
-        }
+        let (queue, file) = (self.config.statusqueue.clone(), self.config.metricsfile.clone());
+        self.status = Some(StatusWorker::start(queue, file, Arc::clone(&self.metrics))?);
         Ok(())
+    }
+
+    fn start_finder(&mut self) {
+        self.finder = None;
+        if !self.config.patterns.is_empty() {
+            match Finder::start(Arc::clone(&self.config)) {
+                Ok(finder) => self.finder = Some(finder),
+                Err(error) => error!("no thread that finds the queues of patterns: {error}"),
+            }
+        }
     }
 
     fn summary(&self) -> String {
-        let forwards: Vec<_> = self.metrics.forwards().iter().map(|forward| Snapshot::of(forward, None)).collect();
-        status::summary(&forwards)
+        status::summary(&self.metrics)
     }
 
-    /// Makes the running forwards those of the configuration: who did not change goes on untouched, with its counters; the
-    /// rest stops, each by itself, and starts anew.
-    fn arrange_forwards(&mut self, former: &Settings) -> io::Result<()> {
+    /// Makes the running forwards those that there are to be: unchanged ones continue, with their counters; the others stop, each
+    /// by itself, and start again.
+    fn arrange_forwards(&mut self, former_max_job_size: usize) {
+        self.start_again = None;
         let mut running: Vec<Option<Forward>> = self.forwards.drain(..).map(Some).collect();
-        let same_settings = former.max_job_size == self.settings.max_job_size;
+        let same_settings = former_max_job_size == self.common.max_job_size;
+        let found = self.found.values().flatten();
+        let wanted: Vec<&ForwardConfig> = self.config.forwards.iter().chain(found).collect();
+        let mut by_source: HashMap<_, usize> = HashMap::new();
+        for (position, forward) in running.iter().flatten().enumerate() {
+            by_source.insert(forward.metrics().config.source.clone(), position);
+        }
         let mut arranged: Vec<Option<Forward>> = Vec::new();
-        for config in &self.config.forwards {
-            let unchanged = running.iter_mut().find(|forward| {
-                same_settings && forward.as_ref().is_some_and(|forward| forward.metrics().config == *config)
+        for config in &wanted {
+            let position = by_source.get(&config.source).copied();
+            let place = position.and_then(|position| running.get_mut(position)).filter(|forward| {
+                same_settings && forward.as_ref().is_some_and(|forward| forward.metrics().config == **config)
             });
-            arranged.push(unchanged.and_then(Option::take));
+            arranged.push(place.and_then(Option::take));
         }
         running.iter().flatten().for_each(Forward::stop);
         self.leaving.extend(running.into_iter().flatten());
-        for (config, forward) in self.config.forwards.iter().zip(arranged) {
-            let forward = match forward {
-                Some(unchanged) => unchanged,
-                None => {
-                    let predecessor =
-                        self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
-                    let predecessor = predecessor.map(|position| self.leaving.remove(position));
-                    Forward::start(self.settings.clone(), Arc::new(ForwardMetrics::new(config)), predecessor)?
+        for (config, forward) in wanted.into_iter().zip(arranged) {
+            if let Some(unchanged) = forward {
+                self.forwards.push(unchanged);
+                continue;
+            }
+            let predecessor = self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
+            let predecessor = predecessor.map(|position| self.leaving.swap_remove(position));
+            match Forward::start(&self.common, Arc::new(ForwardMetrics::new(config)), predecessor) {
+                Ok(forward) => self.forwards.push(forward),
+                Err((error, predecessor)) => {
+                    self.leaving.extend(predecessor);
+                    if self.start_again.is_none() {
+                        error!(
+                            "no thread for forward {}: {error}; trying again in {} s",
+                            config.source,
+                            START_AGAIN.as_secs()
+                        );
+                    }
+                    self.start_again = Some(Instant::now() + START_AGAIN);
                 }
-            };
-            self.forwards.push(forward);
+            }
         }
         self.metrics.set_forwards(self.forwards.iter().map(|forward| Arc::clone(forward.metrics())).collect());
-        Ok(())
     }
 
     /// Runs until a signal asks for the end.
     fn wait(&mut self, signals: &Receiver<i32>) -> io::Result<()> {
         loop {
-            match signals.recv_timeout(NOTIFY_EVERY) {
+            match signals.recv_timeout(TICK) {
                 Ok(SIGHUP) => self.reload()?,
                 Ok(signal) => {
                     info!("{} received, stopping", if signal == SIGINT { "SIGINT" } else { "SIGTERM" });
                     return Ok(());
                 }
-                Err(RecvTimeoutError::Timeout) => self.notifier.status(&self.summary()),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
             }
+            self.tick(Instant::now());
         }
     }
 
-    /// Reads the configuration anew. A wrong one is logged, and the old one goes on.
+    fn tick(&mut self, now: Instant) {
+        for (level, text) in self.common.outages.lines() {
+            log!(level, "{text}");
+        }
+        let stuck = self.notifier.feed(&self.common.heartbeats, now).err();
+        if stuck.is_some() && stuck != self.stuck {
+            error!("thread {} is stuck; systemd will restart the service", stuck.as_deref().unwrap_or_default());
+        }
+        self.stuck = stuck;
+        if now.duration_since(self.notified) >= NOTIFY_EVERY {
+            self.notifier.status(&self.summary());
+            self.notified = now;
+            self.common.rest();
+        }
+        let findings: Vec<_> = self.finder.iter().flat_map(Finder::findings).collect();
+        let mut news = self.start_again.is_some_and(|at| at <= now);
+        for finding in findings {
+            let wanted = self.known.update(&finding, now);
+            self.metrics.set_pattern_error(&finding.server, finding.found.errors.first().map(ToString::to_string));
+            news |= self.found.insert(finding.server, wanted.clone()).unwrap_or_default() != wanted;
+        }
+        if news {
+            self.arrange_forwards(self.common.max_job_size);
+        }
+    }
+
+    /// Reads the configuration again. After errors the old one stays.
     fn reload(&mut self) -> io::Result<()> {
         self.notifier.reloading();
-        match config::load(&self.cli.config_paths()) {
-            Ok(config) => self.take_over(config)?,
+        match config::load(&self.cli.config) {
+            Ok(config) => {
+                self.metrics.set_configuration_wrong(false);
+                self.take_over(with_times(config))?;
+            }
             Err(errors) => {
-                for line in errors.report(false).lines() {
+                self.metrics.set_configuration_wrong(true);
+                for line in errors.to_string().lines() {
                     error!("{line}");
                 }
-                error!("the configuration is wrong, the old one goes on");
+                error!("reload failed: the new configuration has errors; still running with the old one");
                 if let Err(error) = self.log.reopen() {
                     error!("{error}");
                 }
@@ -250,9 +370,8 @@ impl Proxy<'_> {
     }
 
     fn take_over(&mut self, config: Config) -> io::Result<()> {
-        let former = std::mem::replace(&mut self.config, config);
-        let former_settings = self.settings.clone();
-        self.settings.max_job_size = self.config.max_job_size;
+        let former = std::mem::replace(&mut self.config, Arc::new(config));
+        let former_max_job_size = std::mem::replace(&mut self.common.max_job_size, self.config.max_job_size);
         if let Err(error) = self.log.set_target(log_target(self.cli, &self.config)) {
             error!("{error}");
         }
@@ -265,8 +384,17 @@ impl Proxy<'_> {
                 Err(error) => error!("{error}"),
             }
         }
-        self.arrange_forwards(&former_settings)?;
-        if former.statusqueue != self.config.statusqueue {
+        // Those that still match go on until the servers are asked again.
+        for (server, forwards) in &mut self.found {
+            let queues: Vec<String> = forwards.iter().map(|forward| forward.source.queue.clone()).collect();
+            *forwards = self.config.found_forwards(server, queues.iter().map(String::as_str)).forwards;
+            for forward in forwards {
+                forward.stages.reads_time = forward.max_age.is_some();
+            }
+        }
+        self.arrange_forwards(former_max_job_size);
+        self.start_finder();
+        if former.statusqueue != self.config.statusqueue || former.metricsfile != self.config.metricsfile {
             if let Some(status) = self.status.take() {
                 status.stop();
             }
@@ -278,14 +406,11 @@ impl Proxy<'_> {
     /// Stops every forward, as far as its time allows. A second signal ends it at once.
     fn stop(mut self, signals: &Receiver<i32>) -> Result<(), ProxyError> {
         self.notifier.stopping();
+        self.finder = None;
         self.forwards.iter().for_each(Forward::stop);
         let began = Instant::now();
-        let last = began + self.settings.timing.stop + self.settings.timing.farewell;
         let mut left: Vec<Forward> = self.forwards.drain(..).chain(self.leaving.drain(..)).collect();
-        while !left.is_empty() && Instant::now() < last + STOP_GRACE {
-            if Instant::now() >= last {
-                left.iter().for_each(Forward::abandon);
-            }
+        while !left.is_empty() && began.elapsed() < STOP {
             match signals.recv_timeout(STOP_LOOK) {
                 Ok(SIGTERM | SIGINT) if began.elapsed() > SAME_SIGNAL => return Err(ProxyError::Interrupted),
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
@@ -296,7 +421,13 @@ impl Proxy<'_> {
         for forward in &left {
             let metrics = forward.metrics();
             let (held, config) = (metrics.held(), &metrics.config);
-            warn!("{} = {} has not stopped, {held} jobs go back", config.source, config.destination);
+            warn!(
+                "forward from {} has not stopped in time; {held} unacknowledged jobs return to the source",
+                config.source
+            );
+        }
+        for (level, text) in self.common.outages.lines() {
+            log!(level, "{text}");
         }
         if let Some(status) = self.status.take() {
             status.stop();
@@ -304,5 +435,48 @@ impl Proxy<'_> {
         drop(self.pidfile.take());
         info!("stopped");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, id};
+
+    use super::*;
+
+    #[test]
+    fn a_second_signal_ends_the_process_whatever_blocks() {
+        const CHILD: &str = "GEARMAN_PROXY_TEST_SIGNALS";
+        if std::env::var_os(CHILD).is_some() {
+            let _received = signals().unwrap();
+            eprintln!("waiting");
+            loop {
+                thread::park();
+            }
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "proxy::tests::a_second_signal_ends_the_process_whatever_blocks", "--nocapture"])
+            .env(CHILD, id().to_string())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut waiting = [0; 7];
+        io::Read::read_exact(child.stderr.as_mut().unwrap(), &mut waiting).unwrap();
+        let mut send = |signal| {
+            Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+            thread::sleep(SAME_SIGNAL * 2 + SECOND_SIGNAL);
+            child.try_wait().unwrap()
+        };
+        // One and a SIGHUP are no second one.
+        assert_eq!((send("TERM"), send("HUP")), (None, None));
+        let began = Instant::now();
+        let status = loop {
+            match send("INT") {
+                Some(status) => break status,
+                None => assert!(began.elapsed() < Duration::from_secs(30)),
+            }
+        };
+        assert_eq!(status.code(), Some(1));
     }
 }

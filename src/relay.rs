@@ -179,6 +179,7 @@ impl Relay {
             Event::Lost(line, loss) => self.lost(now, line, &loss),
             Event::Rejected { taken, loss } => self.rejected(now, taken, loss),
             Event::Counted(count) => self.counted(now, count),
+            Event::AskSource => self.ask_source(now),
             Event::Time => self.time(now),
             Event::Stop => self.stop(now),
         }

@@ -9,15 +9,21 @@
 //! | - | yes | yes | base64-decoded, changed, encrypted |
 //! | - | - | yes | encrypted as it came |
 //!
-//! `uniq_callback` changes a copy of the readable text and nothing of what is sent.
+//! `uniq_callback` changes a copy of the readable text and nothing of what is sent; `max_age` reads a time in it.
 
 pub mod base64;
+pub mod bounds;
 pub mod cipher;
+mod explain;
 pub mod substitution;
 
 use std::fmt;
 use std::mem;
 
+pub use bounds::{CPU_LIMIT, Failure, Limits};
+pub use explain::{Explanation, StageOutcome, SubstitutionOutcome};
+
+use bounds::{Bounds, reserve};
 use cipher::Cipher;
 use substitution::{Groups, Substitution};
 
@@ -26,9 +32,6 @@ const MAX_UNIQUE: usize = 63;
 
 /// Buffers that grew beyond this for a large job are given back at the next, bytes.
 const MAX_KEPT: usize = 1 << 20;
-
-/// Matches of one substitution that [`Stages::explain`] shows.
-const MAX_MATCHED: usize = 10;
 
 /// The stages of one forward; by default none, and the data passes byte for byte.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -41,6 +44,8 @@ pub struct Stages {
     pub uniq_callbacks: Vec<Substitution>,
     /// With the destination's password.
     pub encrypt: Option<Cipher>,
+    /// Whether the time of the job is wanted, as `max_age` does.
+    pub reads_time: bool,
 }
 
 /// Buffers that one submitter keeps between jobs, so that stages don't allocate for each.
@@ -55,7 +60,12 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Gives back what a large job left behind. [`Stages::apply`] does so too, at the next job.
+    /// Bytes that it holds, about.
+    pub fn capacity(&self) -> usize {
+        self.text.capacity() + self.other.capacity() + self.unique.capacity() + self.groups.capacity()
+    }
+
+    /// Gives back what a large job left behind: to be called once its outcome is used. [`Stages::apply`] does so, too.
     pub fn trim(&mut self) {
         for buffer in [&mut self.text, &mut self.other, &mut self.unique] {
             if buffer.capacity() > MAX_KEPT {
@@ -75,6 +85,9 @@ pub struct Staged<'a> {
     pub unique: Option<&'a [u8]>,
     /// Why the outcome of `uniq_callback` could not be used, for the log.
     pub warning: Option<&'static str>,
+    /// With [`Stages::reads_time`]: when the check was scheduled or its result came, milliseconds since 1970. None where
+    /// the text doesn't tell, or can't be read.
+    pub time: Option<u64>,
 }
 
 /// Why a job's data can't be delivered. Never holds the data.
@@ -82,104 +95,45 @@ pub struct Staged<'a> {
 pub enum Undeliverable {
     /// Something else than base64 and white space, or padding that is missing or wrong.
     NotBase64,
-    /// The encrypted data's length is no multiple of the cipher's block.
+    /// The encrypted data's length is not a multiple of the cipher's block.
     BrokenBlock,
     /// The decrypted text neither begins like one of Mod-Gearman's nor is free of control characters.
     WrongPassword,
+    /// What would be sent is larger than `max_job_size`, or a text on the way to it.
+    OutcomeTooLarge,
+    /// Substitutions took more than [`Limits::cpu`].
+    TooMuchWork,
+    /// The system has no memory for what the stages make of the job.
+    NoMemory,
 }
 
 impl fmt::Display for Undeliverable {
     /// In the status, too: printable ASCII without `|`, `'` and brackets, 80 bytes at most.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Undeliverable::NotBase64 => "data is no base64",
-            Undeliverable::BrokenBlock => "encrypted data is no multiple of 16 bytes, cut or not encrypted",
-            Undeliverable::WrongPassword => "decrypted data is no text, probably another password",
+            Undeliverable::NotBase64 => "data is not base64",
+            Undeliverable::BrokenBlock => "encrypted data is not a multiple of 16 bytes: cut or not encrypted",
+            Undeliverable::WrongPassword => "decrypted data is not text, probably another password",
+            Undeliverable::OutcomeTooLarge => "the stages make the data larger than max_job_size",
+            Undeliverable::TooMuchWork => "substitutions take more CPU time than a job may have",
+            Undeliverable::NoMemory => "not enough memory for what the stages make of the data",
         })
     }
 }
 
 impl std::error::Error for Undeliverable {}
 
-/// One step of [`Stages::explain`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StageOutcome {
-    /// `base64-decode`, `decrypt`, `uniq_callback`, `data_callback`, `encrypt`, `base64-encode`.
-    pub stage: &'static str,
-    /// For a callback: what its substitution did.
-    pub substitution: Option<SubstitutionOutcome>,
-    /// What the data (for `uniq_callback` its copy) was after this step, or why it went no further.
-    pub outcome: Result<Vec<u8>, Undeliverable>,
-}
-
-/// What one substitution of a callback did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubstitutionOutcome {
-    /// The substitution as written.
-    pub text: String,
-    /// How often its pattern matched.
-    pub matches: usize,
-    /// What it matched: the first ten.
-    pub matched: Vec<Vec<u8>>,
-}
-
-/// What [`Stages::explain`] tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Explanation {
-    /// In order; empty when the data passes as it came.
-    pub steps: Vec<StageOutcome>,
-    /// What would be sent, or why nothing would.
-    pub sent: Result<Vec<u8>, Undeliverable>,
-    /// The unique id from `uniq_callback`, as [`Staged::unique`].
-    pub unique: Option<Vec<u8>>,
-    /// As [`Staged::warning`].
-    pub warning: Option<&'static str>,
-}
-
 /// What is told of each step while it runs.
 trait Watch {
     fn begin(&mut self, _stage: &'static str, _substitution: Option<&Substitution>) {}
+    /// Its guard kept the substitution from being applied.
+    fn kept_off(&mut self) {}
     fn matched(&mut self, _text: &[u8]) {}
     fn end(&mut self, _outcome: &[u8]) {}
 }
 
 /// Nobody watches.
 impl Watch for () {}
-
-/// The steps so far; the last one's outcome is preliminary until it ended.
-#[derive(Default)]
-struct Steps {
-    steps: Vec<StageOutcome>,
-    running: bool,
-}
-
-impl Watch for Steps {
-    fn begin(&mut self, stage: &'static str, substitution: Option<&Substitution>) {
-        let substitution = substitution.map(|substitution| SubstitutionOutcome {
-            text: substitution.to_string(),
-            matches: 0,
-            matched: Vec::new(),
-        });
-        self.steps.push(StageOutcome { stage, substitution, outcome: Ok(Vec::new()) });
-        self.running = true;
-    }
-
-    fn matched(&mut self, text: &[u8]) {
-        if let Some(substitution) = self.steps.last_mut().and_then(|step| step.substitution.as_mut()) {
-            substitution.matches += 1;
-            if substitution.matched.len() < MAX_MATCHED {
-                substitution.matched.push(text.to_vec());
-            }
-        }
-    }
-
-    fn end(&mut self, outcome: &[u8]) {
-        if let Some(step) = self.steps.last_mut() {
-            step.outcome = Ok(outcome.to_vec());
-        }
-        self.running = false;
-    }
-}
 
 impl Stages {
     /// Whether data passes byte for byte and nothing is read from it.
@@ -188,81 +142,90 @@ impl Stages {
             && self.encrypt.is_none()
             && self.data_callbacks.is_empty()
             && self.uniq_callbacks.is_empty()
+            && !self.reads_time
     }
 
     /// Runs the stages on one job's data.
     ///
     /// # Errors
-    /// The data is not what the stages need: see [`Undeliverable`].
-    pub fn apply<'a>(&'a self, data: &'a [u8], scratch: &'a mut Scratch) -> Result<Staged<'a>, Undeliverable> {
-        self.run(data, scratch, &mut ())
-    }
-
-    /// Runs the stages on one job's data as [`Stages::apply`] does, and tells every step.
-    pub fn explain(&self, data: &[u8]) -> Explanation {
-        let mut scratch = Scratch::default();
-        let mut watch = Steps::default();
-        let staged = self.run(data, &mut scratch, &mut watch);
-        let Steps { mut steps, running } = watch;
-        if let (Err(error), true, Some(step)) = (&staged, running, steps.last_mut()) {
-            step.outcome = Err(*error);
-        }
-        match staged {
-            Ok(Staged { data, unique, warning }) => {
-                Explanation { steps, sent: Ok(data.to_vec()), unique: unique.map(<[u8]>::to_vec), warning }
-            }
-            Err(error) => Explanation { steps, sent: Err(error), unique: None, warning: None },
-        }
+    /// The data is not what the stages need, or becomes more than the limits allow; or the forward stops.
+    pub fn apply<'a>(
+        &'a self,
+        data: &'a [u8],
+        scratch: &'a mut Scratch,
+        limits: &Limits<'_>,
+    ) -> Result<Staged<'a>, Failure> {
+        self.run(data, scratch, limits, &mut ())
     }
 
     fn run<'a>(
         &self,
         data: &'a [u8],
         scratch: &'a mut Scratch,
+        limits: &Limits<'_>,
         watch: &mut impl Watch,
-    ) -> Result<Staged<'a>, Undeliverable> {
+    ) -> Result<Staged<'a>, Failure> {
         scratch.trim();
         let Scratch { text, other, unique, groups } = scratch;
+        let mut bounds = Bounds::new(limits);
+        bounds.max_text = self.max_text(limits.max_size);
         let changes = !self.data_callbacks.is_empty();
         if self.decrypt.is_some() || changes || !self.uniq_callbacks.is_empty() {
             self.read(data, text, other, watch)?;
+        } else if self.reads_time && base64::decode(data, text, other).is_err() {
+            text.clear();
         }
+        let time = if self.reads_time { job_time(text) } else { None };
 
-        let warning = match substitute_copy(&self.uniq_callbacks, text, unique, other, groups, watch) {
-            false => {
-                unique.clear();
-                None
-            }
-            true if unique.len() > MAX_UNIQUE => Some("uniq_callback made an id of more than 63 bytes"),
-            true if unique.contains(&0) => Some("uniq_callback made an id with a NUL"),
-            true => None,
+        let (unique, warning) = match self.unique(text, unique, other, groups, &mut bounds, watch)? {
+            false => (None, Some("uniq_callback made an id of more than 63 bytes")),
+            true if unique.len() > MAX_UNIQUE => (None, Some("uniq_callback made an id of more than 63 bytes")),
+            true if unique.contains(&0) => (None, Some("uniq_callback made an id with a NUL")),
+            true => ((!unique.is_empty()).then_some(unique.as_slice()), None),
         };
-        let unique = (warning.is_none() && !unique.is_empty()).then_some(unique.as_slice());
 
         for substitution in &self.data_callbacks {
             watch.begin("data_callback", Some(substitution));
-            if substitution.apply(text, other, groups, |matched| watch.matched(matched)) > 0 {
+            if changed(substitution, text, other, groups, &mut bounds, watch)? {
                 mem::swap(text, other);
             }
             watch.end(text);
         }
+        bounds.check_stop()?;
 
         if let Some(cipher) = &self.encrypt {
+            watch.begin("encrypt", None);
             if self.decrypt.is_none() && !changes {
                 text.clear();
-                text.extend_from_slice(data);
+                bounds.append(text, data)?;
             }
-            watch.begin("encrypt", None);
+            if text.len() > bounds.max_text {
+                return Err(Undeliverable::OutcomeTooLarge.into());
+            }
+            reserve(text, cipher::encrypted_size(text.len()))?;
             cipher.encrypt(text);
             watch.end(text);
         } else if !changes {
             let data = if self.decrypt.is_some() { text.as_slice() } else { data };
-            return Ok(Staged { data, unique, warning });
+            return Ok(Staged { data, unique, warning, time });
         }
         watch.begin("base64-encode", None);
-        base64::encode(text, other);
+        if base64::encoded_size(text.len()) > limits.max_size {
+            return Err(Undeliverable::OutcomeTooLarge.into());
+        }
+        base64::encode(text, other)?;
         watch.end(other);
-        Ok(Staged { data: other, unique, warning })
+        Ok(Staged { data: other, unique, warning, time })
+    }
+
+    /// How large a text may be, bytes, so that what is sent of it is no larger than `max_size`.
+    fn max_text(&self, max_size: usize) -> usize {
+        let of_base64 = max_size / 4 * 3;
+        match &self.encrypt {
+            Some(_) => (of_base64 / cipher::BLOCK_SIZE * cipher::BLOCK_SIZE).saturating_sub(1),
+            None if self.data_callbacks.is_empty() => max_size,
+            None => of_base64,
+        }
     }
 
     /// Makes the readable text of a job's data.
@@ -274,7 +237,7 @@ impl Stages {
         watch: &mut impl Watch,
     ) -> Result<(), Undeliverable> {
         watch.begin("base64-decode", None);
-        base64::decode(data, text, other).map_err(|base64::NotBase64| Undeliverable::NotBase64)?;
+        base64::decode(data, text, other)?;
         watch.end(text);
         if let Some(cipher) = &self.decrypt {
             watch.begin("decrypt", None);
@@ -286,28 +249,81 @@ impl Stages {
         }
         Ok(())
     }
+
+    /// Applies `uniq_callback` to a copy of the text, which comes to stand in `unique`; that is empty when nothing
+    /// matched. False when it grew too large for a job, let alone for an id.
+    fn unique(
+        &self,
+        text: &[u8],
+        unique: &mut Vec<u8>,
+        other: &mut Vec<u8>,
+        groups: &mut Groups,
+        bounds: &mut Bounds<'_>,
+        watch: &mut impl Watch,
+    ) -> Result<bool, Failure> {
+        unique.clear();
+        let mut is_changed = false;
+        for substitution in &self.uniq_callbacks {
+            watch.begin("uniq_callback", Some(substitution));
+            let current = if is_changed { unique.as_slice() } else { text };
+            match changed(substitution, current, other, groups, bounds, watch) {
+                Ok(true) => {
+                    mem::swap(unique, other);
+                    is_changed = true;
+                }
+                Ok(false) => {}
+                Err(Failure::Undeliverable(Undeliverable::OutcomeTooLarge)) => {
+                    watch.end(other);
+                    return Ok(false);
+                }
+                Err(failure) => return Err(failure),
+            }
+            watch.end(if is_changed { unique } else { text });
+        }
+        Ok(true)
+    }
 }
 
-/// Applies `uniq_callback` to a copy of the text, which comes to stand in `unique`; false when nothing matched.
-fn substitute_copy(
-    substitutions: &[Substitution],
+/// Applies one substitution where its guard allows it; true if `other` is what became of the text.
+fn changed(
+    substitution: &Substitution,
     text: &[u8],
-    unique: &mut Vec<u8>,
     other: &mut Vec<u8>,
     groups: &mut Groups,
+    bounds: &mut Bounds<'_>,
     watch: &mut impl Watch,
-) -> bool {
-    let mut changed = false;
-    for substitution in substitutions {
-        watch.begin("uniq_callback", Some(substitution));
-        let current = if changed { unique.as_slice() } else { text };
-        if substitution.apply(current, other, groups, |matched| watch.matched(matched)) > 0 {
-            mem::swap(unique, other);
-            changed = true;
-        }
-        watch.end(if changed { unique } else { text });
+) -> Result<bool, Failure> {
+    bounds.check_stop()?;
+    if !substitution.applies_to(text) {
+        watch.kept_off();
+        return Ok(false);
     }
-    changed
+    Ok(substitution.apply(text, other, groups, bounds, |matched| watch.matched(matched))? > 0)
+}
+
+/// When a Mod-Gearman check was scheduled or a result came, milliseconds since 1970: `core_time=` of a check,
+/// `finish_time=`, else `start_time=` of a result. None where the text does not tell.
+pub fn job_time(text: &[u8]) -> Option<u64> {
+    let is_result = text.starts_with(b"host_name=") || text.starts_with(b"type=passive");
+    let names: &[&[u8]] = match is_result {
+        true => &[b"finish_time=", b"start_time="],
+        false if text.starts_with(b"type=") => &[b"core_time="],
+        false => &[b"core_time=", b"finish_time=", b"start_time="],
+    };
+    let value = |name: &&[u8]| text.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(*name));
+    names.iter().filter_map(value).find_map(milliseconds)
+}
+
+/// Of a number of seconds; none of 0, which stands for a time that was not set.
+fn milliseconds(text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if seconds.is_empty() || !seconds.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let thousandths = format!("{fraction:0<3}").get(..3)?.parse::<u64>().ok()?;
+    let time = seconds.parse::<u64>().ok()?.checked_mul(1000)?.checked_add(thousandths)?;
+    (time > 0).then_some(time)
 }
 
 /// Whether a decrypted text begins like one of Mod-Gearman's (`host_name=`, `DATATYPE::`) or has no control characters

@@ -1,9 +1,10 @@
 //! `--try`: what a forward's stages make of a payload, step by step, without sending anything.
 
 use std::io::{self, Read, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::{Address, Config, ForwardConfig};
-use crate::stages::{StageOutcome, SubstitutionOutcome};
+use crate::stages::{Explanation, Limits, StageOutcome, SubstitutionOutcome};
 
 /// Of each step's data this much is shown, bytes.
 const MAX_SHOWN: usize = 4096;
@@ -11,8 +12,8 @@ const MAX_SHOWN: usize = 4096;
 /// Of each match this much is shown, bytes.
 const MAX_MATCH_SHOWN: usize = 200;
 
-/// Runs the stages of the forward from `address` on `input` and tells every step. The exit status: 0, 1 when the job is
-/// undeliverable, 2 when there is no such forward, which is told by `errors`.
+/// Runs the stages of the forward from `address` on `input` and shows every step. The exit status: 0, 1 when the job is
+/// undeliverable, 2 when there is no such forward, which `errors` says.
 ///
 /// # Errors
 /// The input can't be read or the output not written.
@@ -24,7 +25,7 @@ pub fn run(
     errors: &mut impl Write,
 ) -> io::Result<u8> {
     let forward = match Address::parse(address) {
-        Ok(address) => config.forwards.iter().find(|forward| forward.source == address),
+        Ok(address) => config.forward_from(&address),
         Err(error) => {
             writeln!(errors, "{}: {error}", escaped(address.as_bytes()))?;
             return known(config, errors);
@@ -36,29 +37,30 @@ pub fn run(
     };
     let mut data = Vec::new();
     input.read_to_end(&mut data)?;
-    explain(config, forward, &data, out)
+    explain(config, &forward, &data, out)
 }
 
 fn known(config: &Config, out: &mut impl Write) -> io::Result<u8> {
     writeln!(out, "the forwards of this configuration:")?;
-    for forward in &config.forwards {
+    for forward in config.forwards.iter().chain(config.patterns.iter().map(|pattern| &pattern.template)) {
         writeln!(out, "    {}", forward.source)?;
     }
     Ok(2)
 }
 
 fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl Write) -> io::Result<u8> {
-    let ForwardConfig { place, source, destination, .. } = forward;
-    writeln!(out, "forward: {source} -> {destination} ({place})")?;
+    let ForwardConfig { place, source, destinations, .. } = forward;
+    let destinations: Vec<String> = destinations.iter().map(Address::to_string).collect();
+    writeln!(out, "forward: {source} -> {} ({place})", destinations.join(", "))?;
     writeln!(out, "job: {}", bytes(data.len()))?;
     show(data, out)?;
     if data.len() > config.max_job_size {
         let limit = config.max_job_size;
-        writeln!(out, "undeliverable: larger than max_job_size, {limit} bytes: it would be failed")?;
+        writeln!(out, "undeliverable: larger than max_job_size, {limit} bytes: the job would be failed")?;
         return Ok(1);
     }
 
-    let explanation = forward.stages.explain(data);
+    let explanation = forward.stages.explain(data, &Limits::of_size(config.max_job_size));
     for (position, step) in explanation.steps.iter().enumerate() {
         tell(position + 1, step, out)?;
     }
@@ -66,18 +68,13 @@ fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl
         Ok(sent) => {
             let as_it_came = if sent == data { ", as it came" } else { "" };
             writeln!(out, "would be sent: {}{as_it_came}", bytes(sent.len()))?;
-            match (&explanation.unique, explanation.warning) {
-                (Some(unique), _) => writeln!(out, "unique id: {}", escaped(unique))?,
-                (None, Some(warning)) => writeln!(out, "unique id: that of the job, for {warning}")?,
-                (None, None) if forward.stages.uniq_callbacks.is_empty() => {}
-                (None, None) => writeln!(out, "unique id: that of the job, for uniq_callback gave none")?,
-            }
+            tell_rest(forward, &explanation, out)?;
             Ok(0)
         }
         Err(error) => {
             let fate = match &forward.reject_queue {
-                Some(queue) => format!("it would go to {queue} as it came"),
-                None => String::from("it would be failed: there is no reject_queue"),
+                Some(queue) => format!("the job would go to {queue} as it came"),
+                None => String::from("the job would be failed: there is no reject_queue"),
             };
             writeln!(out, "undeliverable: {error}; {fate}")?;
             Ok(1)
@@ -85,14 +82,34 @@ fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl
     }
 }
 
+/// What is not in the data: the unique id, and the job's age.
+fn tell_rest(forward: &ForwardConfig, explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+    match (&explanation.unique, explanation.warning) {
+        (Some(unique), _) => writeln!(out, "unique id: {}", escaped(unique))?,
+        (None, Some(warning)) => writeln!(out, "unique id: the job's own, because {warning}")?,
+        (None, None) if forward.stages.uniq_callbacks.is_empty() => {}
+        (None, None) => writeln!(out, "unique id: the job's own, because uniq_callback made none")?,
+    }
+    match explanation.time {
+        Some(time) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+            let (seconds, age) = (time / 1000, now.saturating_sub(time / 1000));
+            writeln!(out, "time of the job: {seconds}.{:03}, {age} s ago", time % 1000)
+        }
+        None if forward.stages.reads_time => writeln!(out, "time of the job: none found, so it never expires"),
+        None => Ok(()),
+    }
+}
+
 fn tell(number: usize, step: &StageOutcome, out: &mut impl Write) -> io::Result<()> {
     match &step.substitution {
         None => write!(out, "{number}. {}: ", step.stage)?,
-        Some(SubstitutionOutcome { text, matches, matched }) => {
-            // As it stands in the configuration, but for what a terminal would obey.
-            let text = text.replace(char::is_control, "?");
+        Some(SubstitutionOutcome { text, kept_off, matches, matched }) => {
+            // As it stands in the configuration, but for what a terminal would obey or show in another order.
+            let text = text.replace(|character: char| character.is_control() || !shows_itself(character), "?");
             writeln!(out, "{number}. {} {text}", step.stage)?;
             match matches {
+                0 if *kept_off => writeln!(out, "    not applied: the guard does not allow it")?,
                 0 => writeln!(out, "    matched nothing")?,
                 1 => writeln!(out, "    matched once:")?,
                 _ => writeln!(out, "    matched {matches} times:")?,
@@ -133,7 +150,12 @@ fn bytes(count: usize) -> String {
     if count == 1 { String::from("1 byte") } else { format!("{count} bytes") }
 }
 
-/// As in a substitution: `\n`, `\t`, `\r`, `\\`, else `\xNN` for what is no printable ASCII.
+/// Whether a character is neither invisible nor changes the direction of others.
+fn shows_itself(character: char) -> bool {
+    !matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// As in a substitution: `\n`, `\t`, `\r`, `\\`, else `\xNN` for what is not printable ASCII.
 fn escaped(data: &[u8]) -> String {
     data.escape_ascii().to_string().replace("\\'", "'").replace("\\\"", "\"")
 }
@@ -158,16 +180,20 @@ mod tests {
             pidfile: None,
             max_job_size: 1000,
             statusqueue: None,
+            metricsfile: None,
+            patterns: Vec::new(),
             forwards: vec![ForwardConfig {
                 place: Place { file: Arc::new("proxy.conf".into()), line: 7 },
                 source: Address::parse("127.0.0.1:4730/special").unwrap(),
-                destination: Address::parse("192.168.1.33/special").unwrap(),
+                destinations: vec![Address::parse("192.168.1.33/special").unwrap()],
                 stages,
                 asynchronous: true,
                 workers: 1,
                 prefetch: 4096,
+                prefetch_is_explicit: false,
                 priority: Priority::Normal,
                 timeout: None,
+                max_age: None,
                 reject_queue: None,
             }],
             warnings: Vec::new(),
@@ -181,6 +207,7 @@ mod tests {
             data_callbacks: parse(data_callbacks),
             uniq_callbacks: parse(uniq_callbacks),
             encrypt: None,
+            reads_time: false,
         }
     }
 
@@ -230,13 +257,13 @@ mod tests {
         let mut config = config(stages("another", &[], &[]));
         let (status, text) = tried(&config, "127.0.0.1:4730/special", ENCRYPTED);
         assert_eq!(status, 1);
-        assert!(text.contains("2. decrypt: decrypted data is no text, probably another password\n"), "{text}");
-        assert!(text.ends_with("it would be failed: there is no reject_queue\n"), "{text}");
+        assert!(text.contains("2. decrypt: decrypted data is not text, probably another password\n"), "{text}");
+        assert!(text.ends_with("the job would be failed: there is no reject_queue\n"), "{text}");
         config.forwards[0].reject_queue = Some(Address::parse("127.0.0.1/rejected").unwrap());
         let (status, text) = tried(&config, "127.0.0.1:4730/special", b"no base64!");
         assert_eq!(status, 1);
-        assert!(text.contains("1. base64-decode: data is no base64\n"), "{text}");
-        assert!(text.ends_with("it would go to 127.0.0.1:4730/rejected as it came\n"), "{text}");
+        assert!(text.contains("1. base64-decode: data is not base64\n"), "{text}");
+        assert!(text.ends_with("the job would go to 127.0.0.1:4730/rejected as it came\n"), "{text}");
     }
 
     #[test]
@@ -256,7 +283,10 @@ mod tests {
         assert!(text.contains("    | ... and 904 bytes more\n"), "{text}");
         let (status, text) = tried(&config, "127.0.0.1/special", &[b'x'; 5001]);
         assert_eq!(status, 1);
-        assert!(text.ends_with("undeliverable: larger than max_job_size, 5000 bytes: it would be failed\n"), "{text}");
+        assert!(
+            text.ends_with("undeliverable: larger than max_job_size, 5000 bytes: the job would be failed\n"),
+            "{text}"
+        );
     }
 
     #[test]

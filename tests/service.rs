@@ -4,10 +4,14 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use support::proxy::run;
-use support::{Folder, Gearmand, Proxy, wait_for};
+use support::proxy::{program, run};
+use support::{Folder, Gearmand, PATIENCE, Proxy, numbered, signal, wait_for, wait_until_equal};
 
 struct Servers {
     source: Gearmand,
@@ -40,7 +44,7 @@ fn the_pid_file_holds_the_process_id_and_is_removed_at_the_end() {
 }
 
 #[test]
-fn the_pid_file_of_a_living_process_is_an_error() {
+fn the_pid_file_of_a_proxy_that_runs_is_an_error() {
     let (servers, config) = servers();
     let folder = Folder::new();
     let file = folder.file("proxy.pid");
@@ -48,26 +52,168 @@ fn the_pid_file_of_a_living_process_is_an_error() {
     let first = Proxy::start_in(folder, &config, &[&option]);
     servers.source.wait_for_workers("work", 1);
     let mut second = Proxy::start_with(&config, &[&option]);
-    let status = second.exit_status().code();
-    assert!(matches!(status, Some(1 | 2)), "{status:?}");
+    assert_eq!(second.exit_status().code(), Some(1));
     let log = second.log();
     assert!(log.contains("proxy.pid") && log.contains(&first.pid().to_string()), "{log}");
-    // The first one's file is still there and its own.
+    // The first one's file is still there and its own, and nobody else reads it.
     assert_eq!(fs::read_to_string(&file).unwrap().trim(), first.pid().to_string());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o137, 0);
 }
 
 #[test]
-fn the_pid_file_of_a_dead_process_is_replaced() {
+fn a_pid_file_left_by_a_crash_is_replaced_whoever_has_its_number_now() {
     let (servers, config) = servers();
-    let folder = Folder::new();
-    let file = folder.file("proxy.pid");
     let mut ended = Command::new("true").spawn().unwrap();
     ended.wait().unwrap();
-    fs::write(&file, format!("{}\n", ended.id())).unwrap();
-    let option = format!("--pidfile={}", file.display());
-    let proxy = Proxy::start_in(folder, &config, &[&option]);
+    // A process of another program: this test.
+    for left in [ended.id(), std::process::id()] {
+        let folder = Folder::new();
+        let file = folder.file("proxy.pid");
+        fs::write(&file, format!("{left}\n")).unwrap();
+        let option = format!("--pidfile={}", file.display());
+        let mut proxy = Proxy::start_in(folder, &config, &[&option]);
+        servers.source.wait_for_workers("work", 1);
+        assert_eq!(fs::read_to_string(&file).unwrap().trim(), proxy.pid().to_string());
+        // Its own, left by a crash.
+        proxy.kill();
+        proxy.start_again();
+        wait_until_equal("the new one's number", proxy.pid().to_string(), || {
+            fs::read_to_string(&file).unwrap().trim().to_owned()
+        });
+        assert_eq!(proxy.stop().code(), Some(0));
+        servers.source.wait_for_workers("work", 0);
+    }
+}
+
+#[test]
+fn of_many_proxies_that_start_at_once_with_a_stale_pid_file_one_runs() {
+    let (_servers, config) = servers();
+    let shared = Folder::new();
+    for left in [None, Some("1\n")] {
+        let file = shared.file("proxy.pid");
+        if let Some(left) = left {
+            fs::write(&file, left).unwrap();
+        }
+        let option = format!("--pidfile={}", file.display());
+        let mut proxies: Vec<_> = (0..8).map(|_| Proxy::start_with(&config, &[&option])).collect();
+        wait_until_equal("those that run", 1, || {
+            proxies.iter_mut().map(Proxy::is_running).filter(|running| *running).count()
+        });
+        let running: Vec<_> = proxies.iter_mut().map(Proxy::is_running).collect();
+        let one = &mut proxies[running.iter().position(|running| *running).unwrap()];
+        one.wait_for_log("starts with 1 forward");
+        assert_eq!(fs::read_to_string(&file).unwrap().trim(), one.pid().to_string());
+        assert_eq!(one.stop().code(), Some(0));
+        for proxy in &mut proxies {
+            assert!(!proxy.log().contains("starts with 1 forward") || proxy.exit_status().code() == Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_fifo_or_a_folder_as_log_or_pid_file_is_an_error_and_never_a_wait() {
+    let (_servers, config) = servers();
+    for option in ["logfile", "pidfile"] {
+        let folder = Folder::new();
+        let [fifo, directory] = ["fifo", "directory"].map(|name| folder.file(name));
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        fs::create_dir(&directory).unwrap();
+        for path in [fifo, directory] {
+            let mut proxy = Proxy::start_with(&config, &[&format!("--{option}={}", path.display())]);
+            assert_eq!(proxy.exit_status().code(), Some(1));
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(proxy.log().contains(name) && proxy.log().contains("not a regular file"), "{}", proxy.log());
+        }
+    }
+}
+
+#[test]
+fn a_log_file_without_its_folder_names_the_folder() {
+    let (_servers, config) = servers();
+    let mut proxy = Proxy::start_with(&config, &["--logfile=/nonexistent/logs/proxy.log"]);
+    assert_eq!(proxy.exit_status().code(), Some(1));
+    assert!(proxy.log().contains("folder /nonexistent does not exist"), "{}", proxy.log());
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_neither_jobs_nor_the_end() {
+    let (servers, config) = servers();
+    let folder = Folder::new();
+    fs::write(folder.file("proxy.conf"), &config).unwrap();
+    let mut proxy = Command::new(program())
+        .arg("--config")
+        .arg(folder.file("proxy.conf"))
+        .args(["--logfile=stderr", "-v", "-v"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // More lines than the pipe and the queue before it take: some 100 bytes a job at least.
+    for _ in 0..5 {
+        servers.source.submit_all("work", &numbered(5_000));
+        servers.source.wait_for_jobs("work", 0);
+    }
+    servers.destination.wait_for_jobs("work", 25_000);
+    signal(proxy.id(), "TERM");
+    let asked = Instant::now();
+    wait_for("it ends", || proxy.try_wait().unwrap().is_some());
+    assert_eq!(proxy.wait().unwrap().code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+    // The pipe was full indeed.
+    let mut left = Vec::new();
+    proxy.stderr.take().unwrap().read_to_end(&mut left).unwrap();
+    assert!(left.len() >= 60_000 && left.len() < 2_000_000, "{}", left.len());
+}
+
+#[test]
+fn a_vanished_log_folder_is_told_on_standard_error_and_then_in_the_log() {
+    let (servers, config) = servers();
+    let folder = Folder::new();
+    let logs = folder.file("logs");
+    let log = logs.join("proxy.log");
+    fs::create_dir(&logs).unwrap();
+    let proxy = Proxy::start_in(folder, &config, &["--debug", &format!("--logfile={}", log.display())]);
     servers.source.wait_for_workers("work", 1);
-    assert_eq!(fs::read_to_string(&file).unwrap().trim(), proxy.pid().to_string());
+    wait_for("a line", || fs::metadata(&log).is_ok_and(|file| file.len() > 0));
+    fs::remove_dir_all(&logs).unwrap();
+    servers.source.submit_all("work", &numbered(20));
+    servers.destination.wait_for_jobs("work", 20);
+    proxy.wait_for_log(&format!("folder {} does not exist; lines are lost", logs.display()));
+    fs::create_dir(&logs).unwrap();
+    wait_for("the number of lost lines", || {
+        fs::read_to_string(&log)
+            .is_ok_and(|log| log.contains("log lines were lost") || log.contains("log line was lost"))
+    });
+    assert_eq!(proxy.log().lines().count(), 1, "said once: {}", proxy.log());
+}
+
+#[test]
+fn systemds_watchdog_is_fed_while_all_goes_well() {
+    let (servers, config) = servers();
+    let folder = Folder::new();
+    let socket = folder.file("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let name: &'static str = Box::leak(socket.to_str().unwrap().to_owned().into_boxed_str());
+    let environment = [("NOTIFY_SOCKET", name), ("WATCHDOG_USEC", "1000000")];
+    let mut proxy = Proxy::start_with_environment(&config, &environment);
+    let next = || {
+        let mut buffer = [0; 4096];
+        let size = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..size]).into_owned()
+    };
+    assert!(next().starts_with("READY=1\nSTATUS="));
+    servers.source.wait_for_workers("work", 1);
+    for _ in 0..4 {
+        assert_eq!(next(), "WATCHDOG=1");
+    }
+    // Nobody reads any more, as when systemd hangs: no reason to stand.
+    servers.source.submit_all("work", &numbered(10));
+    servers.destination.wait_for_jobs("work", 10);
+    let fed = Instant::now();
+    wait_for("the socket is full", || fed.elapsed() > Duration::from_secs(8));
+    assert_eq!(proxy.stop().code(), Some(0));
+    drop(manager);
 }
 
 #[test]
@@ -118,9 +264,9 @@ fn the_log_goes_to_standard_output_or_standard_error() {
     for option in ["--logfile=stdout", "--logfile=stderr", "--logfile=-"] {
         let proxy = Proxy::start_with(&config, &[option]);
         servers.source.wait_for_workers("work", 1);
-        // Local time with its offset, level, thread.
+        // Local time with milliseconds, level, thread.
         wait_for("a line in simplelog's form", || {
-            let form = r"(?m)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S*(Z|[+-]\d\d:\d\d) \[(INFO|DEBUG)\] .*\S";
+            let form = r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[(INFO|DEBUG)\] \(\S+\) \S";
             regex::bytes::RegexBuilder::new(form).unicode(false).build().unwrap().is_match(proxy.log().as_bytes())
         });
         drop(proxy);

@@ -104,13 +104,15 @@ fn metrics(forwards: &[(Address, Address)]) -> Arc<Metrics> {
         Arc::new(ForwardMetrics::new(&ForwardConfig {
             place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
             source: source.clone(),
-            destination: destination.clone(),
+            destinations: vec![destination.clone()],
             stages: Stages::default(),
             asynchronous: true,
             workers: 1,
             prefetch: 4096,
+            prefetch_is_explicit: false,
             priority: Priority::Normal,
             timeout: None,
+            max_age: None,
             reject_queue: None,
         }))
     });
@@ -258,6 +260,8 @@ fn config(metrics: &Metrics, statusqueue: Option<Address>) -> Config {
         pidfile: None,
         max_job_size: 1,
         statusqueue,
+        metricsfile: None,
+        patterns: Vec::new(),
         forwards: metrics.forwards().iter().map(|forward| forward.config.clone()).collect(),
         warnings: Vec::new(),
     }

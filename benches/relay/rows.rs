@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gearman_proxy::stages::cipher::Cipher;
-use gearman_proxy::stages::{Scratch, Stages};
+use gearman_proxy::stages::{Limits, Scratch, Stages};
 
 use crate::distance::Distance;
 use crate::load::{self, Client, Load, Worker};
@@ -399,7 +399,9 @@ impl Encrypted {
             text.truncate(440);
             text.push_str("\n\n\n");
             let mut scratch = Scratch::default();
-            let job = encrypt.apply(text.as_bytes(), &mut scratch).map_err(|error| format!("{error:?}"))?;
+            let job = encrypt
+                .apply(text.as_bytes(), &mut scratch, &Limits::of_size(1 << 20))
+                .map_err(|error| format!("{error:?}"))?;
             if job.data.len() != SMALL {
                 return Err(format!("a job of {} bytes instead of {SMALL}", job.data.len()).into());
             }
@@ -417,7 +419,8 @@ impl Encrypted {
         let decrypt = Stages { decrypt: Some(Cipher::new(DESTINATION_PASSWORD.as_bytes())), ..Stages::default() };
         let job = load::take_one(destination.port, queue)?;
         let mut scratch = Scratch::default();
-        let text = decrypt.apply(&job, &mut scratch).map_err(|error| format!("{error:?}"))?;
+        let text =
+            decrypt.apply(&job, &mut scratch, &Limits::of_size(1 << 20)).map_err(|error| format!("{error:?}"))?;
         let wanted = b"\nresult_queue=results_servicegroup_special\ntarget_queue=";
         let applied = text.data.windows(wanted.len()).any(|part| part == wanted);
         if applied { Ok(()) } else { Err("the callback has not been applied".into()) }

@@ -1,15 +1,10 @@
-//! A job server's text commands, as `gearadmin` uses them.
+//! A job server's text commands, as `gearadmin` uses them. Answers are given to a closure line by line and never kept: how
+//! long they are is up to the server.
 
-use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::time::{Duration, Instant};
-
-use super::connection::{ConnectionError, Limits, is_timeout};
+use super::connection::{Connection, ConnectionError, Limits};
 use super::packet::ProtocolError;
-
-/// A longer answer than this is none, bytes: 100,000 queues with long names.
-const MAX_ANSWER: usize = 16 << 20;
+use crate::config::{Address, Server};
+use crate::latch::Latch;
 
 /// What a job server tells of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,7 +13,6 @@ pub struct QueueStatus {
     pub total: u64,
     /// Jobs given to a worker and not finished.
     pub running: u64,
-    /// Workers that take from it.
     pub workers: u64,
 }
 
@@ -29,76 +23,80 @@ impl QueueStatus {
     }
 }
 
-/// Asks a job server for its queues with the command `status`, over a connection of its own.
+/// Asks a job server with the command `status`, and tells each of its queues to `queue`.
+///
+/// # Errors
+/// No connection, or no whole answer within the limits, or one in another language.
+pub fn each_queue(
+    server: &Server,
+    limits: &Limits,
+    stop: &Latch,
+    mut queue: impl FnMut(&str, QueueStatus),
+) -> Result<(), ConnectionError> {
+    let mut strange = None;
+    Connection::ask_once(server, "status\n", limits, stop, |line| {
+        let line = String::from_utf8_lossy(line);
+        // A client may have given a queue a name with tabs.
+        let mut fields = line.trim_end_matches('\r').rsplitn(4, '\t');
+        let mut number = || fields.next().and_then(|field| field.parse().ok());
+        match (number(), number(), number(), fields.next()) {
+            (Some(workers), Some(running), Some(total), Some(name)) => {
+                queue(name, QueueStatus { total, running, workers });
+            }
+            _ => strange = Some(ProtocolError::BadMagic),
+        }
+    })?;
+    strange.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// What a job server tells of one queue; nothing waits in a queue that it doesn't know.
+///
+/// # Errors
+/// As those of [`each_queue`].
+pub fn queue(address: &Address, limits: &Limits, stop: &Latch) -> Result<QueueStatus, ConnectionError> {
+    let mut found = QueueStatus::default();
+    each_queue(&address.server, limits, stop, |name, status| {
+        if name == address.queue {
+            found = status;
+        }
+    })?;
+    Ok(found)
+}
+
+/// Asks a job server with the command `workers`, and tells each connection's client id and queues to `worker`.
 ///
 /// # Errors
 /// No connection, or no whole answer within the limits.
-pub fn queues(host: &str, port: u16, limits: &Limits) -> Result<BTreeMap<String, QueueStatus>, ConnectionError> {
-    let mut last = ConnectionError::Resolve(ErrorKind::NotFound.into());
-    for address in (host, port).to_socket_addrs().map_err(ConnectionError::Resolve)? {
-        match TcpStream::connect_timeout(&address, limits.connect) {
-            Ok(stream) => return ask(&stream, limits.answer),
-            Err(error) => last = ConnectionError::Connect(error),
+pub fn each_worker(
+    server: &Server,
+    limits: &Limits,
+    stop: &Latch,
+    mut worker: impl FnMut(&str, &mut dyn Iterator<Item = &str>),
+) -> Result<(), ConnectionError> {
+    // FD ADDRESS CLIENT-ID : QUEUE QUEUE...; a client id or queue with blanks can't be told from two.
+    Connection::ask_once(server, "workers\n", limits, stop, |line| {
+        let line = String::from_utf8_lossy(line);
+        if let Some((head, queues)) = line.split_once(" :") {
+            let id = head.splitn(3, ' ').nth(2).unwrap_or_default();
+            worker(id, &mut queues.split_ascii_whitespace());
         }
-    }
-    Err(last)
-}
-
-fn ask(mut stream: &TcpStream, limit: Duration) -> Result<BTreeMap<String, QueueStatus>, ConnectionError> {
-    let deadline = Instant::now() + limit;
-    stream.set_write_timeout(Some(limit))?;
-    stream.write_all(b"status\n")?;
-    let mut answer = Vec::new();
-    let mut piece = [0; 8192];
-    // A line of nothing but a dot ends the answer.
-    while !(answer == b".\n" || answer.ends_with(b"\n.\n")) {
-        if answer.len() > MAX_ANSWER {
-            return Err(ProtocolError::TooLong(answer.len()).into());
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ConnectionError::NoAnswer(limit));
-        }
-        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match stream.read(&mut piece) {
-            Ok(0) => return Err(ConnectionError::Closed),
-            Ok(count) => answer.extend_from_slice(&piece[..count]),
-            Err(error) if is_timeout(&error) => return Err(ConnectionError::NoAnswer(limit)),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    parse(&answer)
-}
-
-/// Lines of `QUEUE\tTOTAL\tRUNNING\tWORKERS`; a queue that a client gave a name with tabs is no reason to fail.
-fn parse(answer: &[u8]) -> Result<BTreeMap<String, QueueStatus>, ConnectionError> {
-    let text = String::from_utf8_lossy(answer);
-    let mut queues = BTreeMap::new();
-    for line in text.lines().take_while(|&line| line != ".") {
-        let mut fields = line.rsplitn(4, '\t');
-        let mut number = || fields.next().and_then(|field| field.parse().ok());
-        let (Some(workers), Some(running), Some(total)) = (number(), number(), number()) else {
-            return Err(ProtocolError::BadMagic.into());
-        };
-        if let Some(queue) = fields.next() {
-            queues.insert(queue.to_owned(), QueueStatus { total, running, workers });
-        }
-    }
-    Ok(queues)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
     const LIMITS: Limits = Limits { connect: Duration::from_secs(2), answer: Duration::from_millis(200) };
 
     /// Answers one connection with `pieces`, then keeps it open until the other side closes it.
-    fn server(pieces: &'static [&'static [u8]]) -> (u16, thread::JoinHandle<Vec<u8>>) {
+    fn server(pieces: &'static [&'static [u8]]) -> (Server, thread::JoinHandle<Vec<u8>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let thread = thread::spawn(move || {
@@ -110,14 +108,20 @@ mod tests {
             let _ = stream.read_to_end(&mut request);
             request
         });
-        (port, thread)
+        (Server { host: String::from("127.0.0.1"), port }, thread)
+    }
+
+    fn queues(server: &Server) -> Result<BTreeMap<String, QueueStatus>, ConnectionError> {
+        let mut queues = BTreeMap::new();
+        each_queue(server, &LIMITS, &Latch::default(), |name, status| drop(queues.insert(name.to_owned(), status)))?;
+        Ok(queues)
     }
 
     #[test]
     fn every_queue_of_the_answer_comes_out() {
-        let (port, server) =
+        let (there, server) =
             server(&[b"check_results\t12\t2", b"\t1\nworker_a\t0\t0\t3\nodd\tname\t5\t0\t0\n", b".\n"]);
-        let queues = queues("127.0.0.1", port, &LIMITS).unwrap();
+        let queues = queues(&there).unwrap();
         assert_eq!(queues.len(), 3);
         assert_eq!(queues["check_results"], QueueStatus { total: 12, running: 2, workers: 1 });
         assert_eq!(queues["check_results"].waiting(), 10);
@@ -126,28 +130,51 @@ mod tests {
     }
 
     #[test]
+    fn one_queue_is_found_and_an_unknown_one_is_empty() {
+        let address = |server, queue: &str| Address { server, queue: queue.to_owned() };
+        let ask = |queue| {
+            let (there, _server) = server(&[b"a\t1\t1\t1\nb\t7\t3\t2\n.\n"]);
+            super::queue(&address(there, queue), &LIMITS, &Latch::default()).unwrap()
+        };
+        assert_eq!(ask("b"), QueueStatus { total: 7, running: 3, workers: 2 });
+        assert_eq!(ask("c"), QueueStatus::default());
+    }
+
+    #[test]
+    fn every_worker_comes_out_with_its_queues() {
+        let (there, _server) = server(&[b"33 127.0.0.1 - :\n34 ::1 gearman-proxy:q:token : q r\n", b".\n"]);
+        let mut seen = Vec::new();
+        let each = |id: &str, queues: &mut dyn Iterator<Item = &str>| {
+            seen.push(format!("{id}={}", queues.collect::<Vec<_>>().join(",")));
+        };
+        each_worker(&there, &LIMITS, &Latch::default(), each).unwrap();
+        assert_eq!(seen, ["-=", "gearman-proxy:q:token=q,r"]);
+    }
+
+    #[test]
     fn a_server_without_queues_has_none() {
-        let (port, _server) = server(&[b".\n"]);
-        assert!(queues("127.0.0.1", port, &LIMITS).unwrap().is_empty());
+        let (there, _server) = server(&[b".\n"]);
+        assert!(queues(&there).unwrap().is_empty());
     }
 
     #[test]
     fn a_server_that_never_ends_its_answer_is_left_in_time() {
-        let (port, _server) = server(&[b"queue\t0\t0\t1\n"]);
+        let (there, _server) = server(&[b"queue\t0\t0\t1\n"]);
         let began = Instant::now();
-        assert!(matches!(queues("127.0.0.1", port, &LIMITS), Err(ConnectionError::NoAnswer(_))));
+        assert!(matches!(queues(&there), Err(ConnectionError::NoAnswer(_))));
         assert!(began.elapsed() < Duration::from_secs(2));
     }
 
     #[test]
     fn an_answer_in_another_language_is_an_error() {
-        let (port, _server) = server(&[b"HTTP/1.1 400 Bad Request\r\n\r\n.\n"]);
-        assert!(matches!(queues("127.0.0.1", port, &LIMITS), Err(ConnectionError::Protocol(_))));
+        let (there, _server) = server(&[b"HTTP/1.1 400 Bad Request\r\n\r\n.\n"]);
+        assert!(matches!(queues(&there), Err(ConnectionError::Protocol(_))));
     }
 
     #[test]
     fn a_server_that_is_down_is_an_error() {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        assert!(matches!(queues("127.0.0.1", port, &LIMITS), Err(ConnectionError::Connect(_))));
+        let there = Server { host: String::from("127.0.0.1"), port };
+        assert!(matches!(queues(&there), Err(ConnectionError::Connect(_))));
     }
 }

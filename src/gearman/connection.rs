@@ -1,13 +1,25 @@
-//! A connection to a job server: opened, proved alive, and its errors in our own words.
+//! A connection to a job server: opened, proved alive, and small conversations over it.
+//!
+//! Everything here can be interrupted: the stop latch that a connection is opened with ends each of its waits within
+//! [`SLICE`], whatever hangs. The forwards' own threads take [`Connection::stream`] and [`Connection::incoming`] and read by
+//! themselves; everyone else uses [`Connection::ask`] and [`Connection::next`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use socket2::{SockRef, TcpKeepalive};
+use crossbeam_channel::select;
+use parking_lot::Mutex;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::packet::{Incoming, Packet, ProtocolError, kind, put_request};
+pub use super::packet::error_code;
+use super::packet::{HEADER_SIZE, Incoming, MAX_SMALL_PACKET, Packet, Parsed, ProtocolError, kind, parse, put_request};
+use crate::config::Server;
+use crate::latch::Latch;
 
 /// An idle connection is probed by the kernel after this time, then every [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
@@ -17,16 +29,32 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// Bytes that the peer's kernel does not acknowledge for this long end a connection.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a server may send before it has answered our first request, bytes.
-const HANDSHAKE_LIMIT: usize = 64 << 10;
+/// What a server may send before it has answered our request, and a line of a text answer, bytes.
+const MAX_BEFORE_ANSWER: usize = 64 << 10;
+
+/// A longer text answer is an error, bytes: 100,000 queues with long names. None of it is kept.
+const MAX_TEXT_ANSWER: usize = 16 << 20;
+
+/// The longest wait that a stop does not interrupt.
+const SLICE: Duration = Duration::from_millis(200);
+
+/// Between looks at whether a socket is connected.
+const FIRST_LOOK: Duration = Duration::from_micros(200);
+const LAST_LOOK: Duration = Duration::from_millis(20);
+
+/// What a resolver needs, bytes.
+const LOOKUP_STACK_SIZE: usize = 256 << 10;
+
+/// `connect` on a socket that does not block (Linux).
+const EINPROGRESS: i32 = 115;
 
 /// The error code of a server whose queue takes no more jobs.
 pub const QUEUE_FULL: &str = "QUEUE_ERROR";
 
-/// How long a connection may take to come about.
+/// How long a connection may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// To connect, for each of the addresses that a name has.
+    /// To connect, for each of the addresses that a name has, and for the name.
     pub connect: Duration,
     /// To answer the first request: a hung server still accepts.
     pub answer: Duration,
@@ -39,12 +67,11 @@ impl Limits {
     }
 }
 
-/// What went wrong with a connection.
 #[derive(Debug)]
 pub enum ConnectionError {
     /// The name could not be resolved.
     Resolve(io::Error),
-    /// No connection came about: another try later may work.
+    /// No connection: another try later may work.
     Connect(io::Error),
     /// The connection broke.
     Io(io::Error),
@@ -56,6 +83,8 @@ pub enum ConnectionError {
     Protocol(ProtocolError),
     /// The server refused a request with this error code.
     Refused(String),
+    /// The stop latch was set.
+    Stopped,
 }
 
 impl fmt::Display for ConnectionError {
@@ -65,12 +94,10 @@ impl fmt::Display for ConnectionError {
             ConnectionError::Resolve(error) if error.raw_os_error().is_some() => {
                 write!(f, "name could not be resolved: {}", reason(error))
             }
-            ConnectionError::Resolve(_) => write!(f, "name could not be resolved"),
-            ConnectionError::Connect(error) | ConnectionError::Io(error) => f.write_str(reason(error)),
-            ConnectionError::Closed => f.write_str("connection closed by the server"),
             ConnectionError::NoAnswer(limit) => write!(f, "no answer for {} s", limit.as_secs_f32().round()),
             ConnectionError::Protocol(error) => error.fmt(f),
             ConnectionError::Refused(code) => write!(f, "refused with {code}"),
+            _ => f.write_str(self.kind()),
         }
     }
 }
@@ -78,27 +105,42 @@ impl fmt::Display for ConnectionError {
 impl std::error::Error for ConnectionError {}
 
 impl ConnectionError {
-    /// What a person can do about it, where that is known.
-    pub fn advice(&self) -> Option<&'static str> {
+    /// What reasons are compared by: the same for texts that differ only in numbers.
+    pub fn kind(&self) -> &'static str {
         match self {
-            ConnectionError::Resolve(_) => Some("check the host name and the resolver"),
-            ConnectionError::Connect(error) if out_of_files(error) => Some("raise the limit of open files"),
+            ConnectionError::Resolve(_) => "name could not be resolved",
+            ConnectionError::Connect(error) | ConnectionError::Io(error) => reason(error),
+            ConnectionError::Closed => "connection closed by the server",
+            ConnectionError::NoAnswer(_) => "no answer",
+            ConnectionError::Protocol(_) => "not the Gearman protocol",
+            ConnectionError::Refused(code) if code == QUEUE_FULL => "queue full",
+            ConnectionError::Refused(_) => "refused",
+            ConnectionError::Stopped => "stopped",
+        }
+    }
+
+    /// What an administrator can do next.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            ConnectionError::Resolve(_) => "check the host name and the resolver",
+            ConnectionError::Connect(error) | ConnectionError::Io(error) if out_of_files(error) => {
+                "raise the limit of open files"
+            }
             ConnectionError::Connect(error) => match error.kind() {
-                io::ErrorKind::ConnectionRefused => Some("is gearmand running there, and on this port?"),
-                io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                    Some("check the route and the firewall")
-                }
-                _ => None,
+                io::ErrorKind::ConnectionRefused => "is gearmand running there, and on this port?",
+                io::ErrorKind::PermissionDenied => "check the firewall of this host",
+                _ => "check the route and the firewall",
             },
+            ConnectionError::Io(_) => "check the network and the server's log",
+            ConnectionError::Closed => "was it stopped or restarted? see the server's log",
             ConnectionError::Refused(code) if code == QUEUE_FULL => {
-                Some("its queue is full: do its workers keep up? gearadmin sets the limit with maxqueue")
+                "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT"
             }
-            ConnectionError::Refused(code) if code == "ARGUMENT_TOO_LARGE" => {
-                Some("the queue's name is too long for it")
-            }
-            ConnectionError::NoAnswer(_) => Some("the server accepts connections but hangs: look at its process"),
-            ConnectionError::Protocol(_) => Some("is this port a Gearman job server's, without TLS?"),
-            _ => None,
+            ConnectionError::Refused(code) if code == "ARGUMENT_TOO_LARGE" => "the queue's name is too long for it",
+            ConnectionError::Refused(_) => "see the server's log",
+            ConnectionError::NoAnswer(_) => "the server accepts connections but hangs: look at its process",
+            ConnectionError::Protocol(_) => "is this port a Gearman job server's, without TLS?",
+            ConnectionError::Stopped => "start again",
         }
     }
 }
@@ -142,130 +184,342 @@ fn reason(error: &io::Error) -> &'static str {
     }
 }
 
-/// An open connection to a job server that has answered.
+/// Whether a read or write ended because its time was up.
+pub fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// What ends the answer to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The answer to an ECHO_REQ that is sent behind the request.
+    Echo,
+    /// A line of nothing but a dot, as behind the text commands `status` and `workers`.
+    Dot,
+}
+
+/// An open connection to a job server.
 #[derive(Debug)]
 pub struct Connection {
     /// The socket; both directions.
     pub stream: TcpStream,
     /// What was read from it and not taken yet.
     pub incoming: Incoming,
+    stop: Latch,
 }
 
 impl Connection {
-    /// Connects, and waits for the answer to an ECHO_REQ: only then does the server count as connected. The name is
-    /// resolved anew each time and each of its addresses tried.
+    /// Connects, and waits for the answer to an ECHO_REQ: only then does the server count as connected, because a hung
+    /// gearmand still accepts. The name is resolved again each time and each of its addresses tried.
     ///
     /// `client_id` is what `gearadmin --workers` shows.
     ///
     /// # Errors
-    /// No connection within the limits.
-    pub fn open(host: &str, port: u16, client_id: &str, limits: &Limits) -> Result<Connection, ConnectionError> {
+    /// No connection within the limits, or `stop` was set.
+    pub fn open(
+        server: &Server,
+        client_id: &str,
+        limits: &Limits,
+        stop: &Latch,
+    ) -> Result<Connection, ConnectionError> {
+        let mut request = Vec::new();
+        put_request(&mut request, kind::SET_CLIENT_ID, &[client_id.as_bytes()]);
+        Connection::to_any_address(server, limits, stop, |mut connection| {
+            connection.ask(&request, End::Echo, limits.answer, |_| ())?;
+            Ok(connection)
+        })
+    }
+
+    /// Asks one text command over a connection of its own, which sends nothing else: not every server takes both
+    /// languages on one connection. Each line of the answer is given to `line` and not kept.
+    ///
+    /// # Errors
+    /// No connection or no whole answer within the limits, or `stop` was set.
+    pub fn ask_once(
+        server: &Server,
+        command: &str,
+        limits: &Limits,
+        stop: &Latch,
+        mut line: impl FnMut(&[u8]),
+    ) -> Result<(), ConnectionError> {
+        let mut connection = Connection::to_any_address(server, limits, stop, Ok)?;
+        connection.ask(command.as_bytes(), End::Dot, limits.answer, &mut line)
+    }
+
+    fn to_any_address(
+        server: &Server,
+        limits: &Limits,
+        stop: &Latch,
+        mut begin: impl FnMut(Connection) -> Result<Connection, ConnectionError>,
+    ) -> Result<Connection, ConnectionError> {
         let mut last = ConnectionError::Resolve(io::ErrorKind::NotFound.into());
-        for address in (host, port).to_socket_addrs().map_err(ConnectionError::Resolve)? {
-            let attempt = TcpStream::connect_timeout(&address, limits.connect)
-                .map_err(ConnectionError::Connect)
-                .and_then(|stream| Connection::greet(stream, client_id, limits));
-            match attempt {
-                Ok(connection) => return Ok(connection),
+        for mut address in resolve(&server.host, limits.connect, stop)? {
+            address.set_port(server.port);
+            match connect(address, limits.connect, stop).and_then(&mut begin) {
+                Err(ConnectionError::Stopped) => return Err(ConnectionError::Stopped),
                 Err(error) => last = error,
+                connected => return connected,
             }
         }
         Err(last)
     }
 
-    fn greet(stream: TcpStream, client_id: &str, limits: &Limits) -> Result<Connection, ConnectionError> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        let keepalive = TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES);
-        socket.set_tcp_keepalive(&keepalive)?;
-        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-        let mut connection = Connection { stream, incoming: Incoming::default() };
-        let mut request = Vec::new();
-        put_request(&mut request, kind::SET_CLIENT_ID, &[client_id.as_bytes()]);
-        connection.ask(request, limits.answer, |_| ())?;
-        Ok(connection)
-    }
-
-    /// Sends `request` with an ECHO_REQ behind it and waits for its answer; hands every line of text before that to
-    /// `line`. Packets before it, an ERROR for a request that this server doesn't know say, are nobody's business.
-    fn ask(
+    /// Sends `request` and waits for the end of its answer; gives every line of text before that to `line`. Packets before
+    /// it, such as an ERROR for a request that this server doesn't know, are ignored. Nothing is kept.
+    ///
+    /// # Errors
+    /// The connection broke, or there was no whole answer within `limit`, or it was longer than any answer can be.
+    pub fn ask(
         &mut self,
-        mut request: Vec<u8>,
+        request: &[u8],
+        end: End,
         limit: Duration,
         mut line: impl FnMut(&[u8]),
     ) -> Result<(), ConnectionError> {
         const MARK: &[u8] = b"gearman-proxy";
         let deadline = Instant::now() + limit;
-        put_request(&mut request, kind::ECHO_REQ, &[MARK]);
-        self.stream.set_write_timeout(Some(limit))?;
-        self.stream.write_all(&request)?;
+        let mut request = request.to_vec();
+        let mut left = MAX_TEXT_ANSWER;
+        if end == End::Echo {
+            put_request(&mut request, kind::ECHO_REQ, &[MARK]);
+            left = MAX_BEFORE_ANSWER;
+        }
+        self.send(&request, limit)?;
         loop {
-            if self.incoming.unread().first().is_some_and(|&byte| byte != 0) {
-                let unread = self.incoming.unread();
-                if let Some(end) = unread.iter().position(|&byte| byte == b'\n') {
-                    line(&unread[..end]);
-                    self.incoming.skip(end + 1);
-                    continue;
+            let unread = self.incoming.unread();
+            let before = unread.len();
+            if unread.first().is_some_and(|&byte| byte != 0) {
+                if let Some(length) = unread.iter().position(|&byte| byte == b'\n') {
+                    let text = unread.get(..length).unwrap_or_default();
+                    let over = end == End::Dot && matches!(text, b"." | b".\r");
+                    if !over {
+                        line(text);
+                    }
+                    self.incoming.skip(length + 1);
+                    if over {
+                        return Ok(());
+                    }
                 }
-                if unread.len() > HANDSHAKE_LIMIT {
-                    return Err(ProtocolError::BadMagic.into());
-                }
-            } else if let Some(packet) = self.incoming.next(|_| HANDSHAKE_LIMIT)? {
-                if packet == (Packet { kind: kind::ECHO_RES, body: MARK }) {
-                    return Ok(());
-                }
-                continue;
+            } else if let Some(packet) = self.incoming.next(|_| MAX_SMALL_PACKET)?
+                && end == End::Echo
+                && packet == (Packet { kind: kind::ECHO_RES, body: MARK })
+            {
+                return Ok(());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let taken = before - self.incoming.unread().len();
+            left = left.checked_sub(taken).ok_or(ProtocolError::BadMagic)?;
+            if taken == 0 && before > MAX_BEFORE_ANSWER {
+                return Err(ProtocolError::BadMagic.into());
+            }
+            if taken == 0 && !self.fill(deadline)? {
                 return Err(ConnectionError::NoAnswer(limit));
-            }
-            self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            match self.incoming.fill(&mut &self.stream) {
-                Err(error) if is_timeout(&error) => return Err(ConnectionError::NoAnswer(limit)),
-                other => other?,
             }
         }
     }
 
-    /// The server's process id, from its admin command `getpid`; `None` when it doesn't know the command.
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// The connection broke, or took nothing within `limit`.
+    pub fn send(&mut self, bytes: &[u8], limit: Duration) -> Result<(), ConnectionError> {
+        let deadline = Instant::now() + limit;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            self.stream.set_write_timeout(Some(self.slice(deadline, limit)?))?;
+            match self.stream.write(rest) {
+                Ok(0) => return Err(ConnectionError::Closed),
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next packet, `None` if none has come whole before `deadline`. One with data (a job, a result) may hold `data`
+    /// bytes in all, any other [`MAX_SMALL_PACKET`].
+    ///
+    /// # Errors
+    /// The connection broke, the server sent something else or a longer packet, or the stop latch was set.
+    pub fn next(&mut self, deadline: Instant, data: usize) -> Result<Option<Packet<'_>>, ConnectionError> {
+        let limit = |kind| limit_of(kind, data);
+        while let Parsed::Incomplete { .. } = parse(self.incoming.unread(), limit)? {
+            if !self.fill(deadline)? {
+                return Ok(None);
+            }
+        }
+        Ok(self.incoming.next(limit)?)
+    }
+
+    /// After [`Connection::next`] said that the next packet is too long: its type and the first `keep` bytes of its body. The
+    /// rest is read off.
+    ///
+    /// # Errors
+    /// As those of [`Connection::next`]; [`ConnectionError::NoAnswer`] when nothing came for `limit`.
+    pub fn next_cut(&mut self, keep: usize, limit: Duration) -> Result<(u32, Vec<u8>), ConnectionError> {
+        let (mut body, mut header) = (Vec::new(), None);
+        loop {
+            if header.is_none()
+                && let Some(bytes) = self.incoming.unread().first_chunk::<HEADER_SIZE>()
+            {
+                let [_, _, _, _, k0, k1, k2, k3, l0, l1, l2, l3] = *bytes;
+                header = Some((u32::from_be_bytes([k0, k1, k2, k3]), u32::from_be_bytes([l0, l1, l2, l3]) as usize));
+                self.incoming.skip(HEADER_SIZE);
+            }
+            if let Some((kind, left)) = &mut header {
+                let unread = self.incoming.unread();
+                let count = unread.len().min(*left);
+                let kept = count.min(keep - body.len());
+                body.extend_from_slice(unread.get(..kept).unwrap_or_default());
+                self.incoming.skip(count);
+                *left -= count;
+                if *left == 0 {
+                    return Ok((*kind, body));
+                }
+            }
+            if !self.fill(Instant::now() + limit)? {
+                return Err(ConnectionError::NoAnswer(limit));
+            }
+        }
+    }
+
+    /// Reads once; `false` when nothing came before `deadline`.
+    fn fill(&mut self, deadline: Instant) -> Result<bool, ConnectionError> {
+        loop {
+            let slice = match self.slice(deadline, Duration::ZERO) {
+                Err(ConnectionError::NoAnswer(_)) => return Ok(false),
+                other => other?,
+            };
+            self.stream.set_read_timeout(Some(slice))?;
+            match self.incoming.fill(&mut &self.stream) {
+                Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => {}
+                other => return Ok(other.map(|()| true)?),
+            }
+        }
+    }
+
+    /// How long to wait now for something that may take until `deadline`.
+    fn slice(&self, deadline: Instant, limit: Duration) -> Result<Duration, ConnectionError> {
+        match deadline.saturating_duration_since(Instant::now()) {
+            _ if self.stop.is_set() => Err(ConnectionError::Stopped),
+            Duration::ZERO => Err(ConnectionError::NoAnswer(limit)),
+            left => Ok(left.clamp(Duration::from_millis(1), SLICE)),
+        }
+    }
+
+    /// The server's process id, from its text command `getpid`; `None` when it doesn't know the command.
     ///
     /// # Errors
     /// The connection broke, or there was no answer at all within `limit`. A server that closes the connection on an
     /// unknown command is to be connected again and not to be asked.
     pub fn process_id(&mut self, limit: Duration) -> Result<Option<u32>, ConnectionError> {
         let mut process_id = None;
-        self.ask(b"getpid\n".to_vec(), limit, |line| {
+        self.ask(b"getpid\n", End::Echo, limit, |line| {
             let text = std::str::from_utf8(line).unwrap_or_default();
             process_id = text.strip_prefix("OK ").and_then(|number| number.trim().parse().ok());
         })?;
         Ok(process_id)
     }
 
-    /// Asks for an option of this connection, `exceptions` say. A server that doesn't know it goes on without.
+    /// Asks for an option of this connection, e.g. `exceptions`. A server that doesn't know it continues without.
     ///
     /// # Errors
     /// The connection broke, or there was no answer within `limit`.
     pub fn set_option(&mut self, option: &str, limit: Duration) -> Result<(), ConnectionError> {
         let mut request = Vec::new();
         put_request(&mut request, kind::OPTION_REQ, &[option.as_bytes()]);
-        self.ask(request, limit, |_| ())
+        self.ask(&request, End::Echo, limit, |_| ())
     }
 }
 
-/// Whether a read or write ended because its time was up.
-pub fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+/// The longest body of a packet of this type, where one with data may have `data` bytes. Only data may be large.
+pub fn limit_of(kind: u32, data: usize) -> usize {
+    match kind {
+        kind::JOB_ASSIGN_UNIQ | kind::WORK_COMPLETE | kind::WORK_DATA | kind::WORK_WARNING | kind::WORK_EXCEPTION => {
+            data
+        }
+        _ => MAX_SMALL_PACKET,
+    }
 }
 
-/// The code of an ERROR packet, cut and made printable.
-pub fn error_code(body: &[u8]) -> String {
-    let code = body.split(|&byte| byte == 0).next().unwrap_or_default();
-    code.iter()
-        .take(40)
-        .map(|&byte| if byte.is_ascii_alphanumeric() || byte == b'_' { byte as char } else { '?' })
-        .collect()
+/// A name on its way through the resolver. All who connect to this host at that time wait for the same answer.
+#[derive(Debug, Default)]
+struct Lookup {
+    done: Latch,
+    addresses: Mutex<Option<io::Result<Vec<SocketAddr>>>>,
+}
+
+static LOOKUPS: Mutex<BTreeMap<String, Arc<Lookup>>> = Mutex::new(BTreeMap::new());
+
+/// The host's addresses, with port 0. A resolver that hangs hangs in a thread of its own, one a host, that nobody joins.
+fn resolve(host: &str, limit: Duration, stop: &Latch) -> Result<Vec<SocketAddr>, ConnectionError> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, 0)]);
+    }
+    let mut lookups = LOOKUPS.lock();
+    let lookup = match lookups.get(host) {
+        Some(running) => Arc::clone(running),
+        None => {
+            let lookup = Arc::new(Lookup::default());
+            let (name, answer) = (host.to_owned(), Arc::clone(&lookup));
+            let builder = thread::Builder::new().name(format!("lookup:{host}")).stack_size(LOOKUP_STACK_SIZE);
+            let spawned = builder.spawn(move || {
+                let addresses = (name.as_str(), 0).to_socket_addrs().map(Iterator::collect);
+                *answer.addresses.lock() = Some(addresses);
+                // The next connection asks again.
+                LOOKUPS.lock().remove(&name);
+                answer.done.set();
+            });
+            spawned.map_err(|error| ConnectionError::Resolve(io::Error::other(error)))?;
+            lookups.insert(host.to_owned(), Arc::clone(&lookup));
+            lookup
+        }
+    };
+    drop(lookups);
+    select! {
+        recv(lookup.done.channel()) -> _ => {}
+        recv(stop.channel()) -> _ => return Err(ConnectionError::Stopped),
+        default(limit) => {}
+    }
+    match &*lookup.addresses.lock() {
+        Some(Ok(addresses)) => Ok(addresses.clone()),
+        Some(Err(error)) => Err(ConnectionError::Resolve(match error.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => error.kind().into(),
+        })),
+        None => Err(ConnectionError::Resolve(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Connects without a wait that a stop could not interrupt.
+fn connect(address: SocketAddr, limit: Duration, stop: &Latch) -> Result<Connection, ConnectionError> {
+    let failed = ConnectionError::Connect;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).map_err(failed)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(EINPROGRESS) => return Err(failed(error)),
+        _ => {}
+    }
+    let (deadline, mut pause) = (Instant::now() + limit, FIRST_LOOK);
+    while socket.peer_addr().is_err() {
+        if let Some(error) = socket.take_error()? {
+            return Err(failed(error));
+        }
+        if Instant::now() >= deadline {
+            return Err(failed(io::ErrorKind::TimedOut.into()));
+        }
+        if stop.wait(pause) {
+            return Err(ConnectionError::Stopped);
+        }
+        pause = (pause * 2).min(LAST_LOOK);
+    }
+    socket.set_nonblocking(false)?;
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(Connection { stream, incoming: Incoming::default(), stop: stop.clone() })
 }

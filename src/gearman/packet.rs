@@ -210,6 +210,14 @@ impl Incoming {
         }
     }
 
+    /// The type that the next packet's header announces, 0 while that has not come.
+    pub fn kind(&self) -> u32 {
+        match self.unread() {
+            [_, _, _, _, a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
+            _ => 0,
+        }
+    }
+
     /// Bytes that were read and not taken.
     pub fn unread(&self) -> &[u8] {
         &self.buffer[self.start..self.end]

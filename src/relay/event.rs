@@ -192,6 +192,8 @@ pub enum Event {
     },
     /// The answer to a [`Step::Count`].
     Counted(Option<u64>),
+    /// Another forward asks whether the source is still the same process: it is to answer something.
+    AskSource,
     /// Nothing happened but that time passed. Due when [`Relay::due`] says so.
     Time,
     /// The forward is to end.
@@ -246,6 +248,8 @@ pub enum Step {
 pub struct Batch {
     pub line: LineId,
     pub number: u64,
+    /// The destination that the line is connected to.
+    pub destination: usize,
     /// Each with the unique id under which it is submitted unless its stages give another.
     pub jobs: Vec<(Job, UniqueId)>,
 }

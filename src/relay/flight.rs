@@ -44,7 +44,17 @@ pub fn read_replies(incoming: &mut Incoming, max_result: Option<usize>) -> Resul
         }
         _ => MAX_SMALL_PACKET,
     };
-    while let Some(packet) = incoming.next(limit)? {
+    loop {
+        let announced = incoming.kind();
+        let packet = match incoming.next(limit) {
+            Ok(Some(packet)) => packet,
+            Ok(None) => return Ok(replies),
+            // Only a result may be too large; anything else that claims to be so is nonsense.
+            Err(ProtocolError::TooLong(_)) if limit(announced) == MAX_SMALL_PACKET => {
+                return Err(ProtocolError::Unexpected(announced));
+            }
+            Err(error) => return Err(error),
+        };
         replies.push(match (packet.kind, max_result) {
             (kind::JOB_CREATED, None) => Reply::Created(Vec::new()),
             (kind::JOB_CREATED, Some(_)) => Reply::Created(packet.body.to_vec()),
@@ -62,7 +72,6 @@ pub fn read_replies(incoming: &mut Incoming, max_result: Option<usize>) -> Resul
             (other, _) => return Err(ProtocolError::Unexpected(other)),
         });
     }
-    Ok(replies)
 }
 
 fn work(packet: &Packet<'_>) -> Reply {
@@ -131,11 +140,6 @@ impl Flight {
     /// Submissions without a reply.
     pub fn len(&self) -> usize {
         self.owed.len()
-    }
-
-    /// Their bytes.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     /// Answers that are owed, to whatever.

@@ -15,6 +15,9 @@ const FIRST_TELLING_PROCESS_ID: u32 = 300;
 
 /// Takes a block's bytes back when the last job in it is done with.
 pub trait Home: Send + Sync {
+    /// A block of this capacity begins to be held.
+    fn lend(&self, bytes: usize);
+
     fn take_back(&self, bytes: Vec<u8>);
 }
 
@@ -26,6 +29,9 @@ pub struct Block {
 
 impl Block {
     pub fn new(bytes: Vec<u8>, home: Option<Arc<dyn Home>>) -> Block {
+        if let Some(home) = &home {
+            home.lend(bytes.capacity());
+        }
         Block { bytes, home }
     }
 }

@@ -371,7 +371,7 @@ impl Relay {
         let jobs =
             slots.iter().filter_map(|&slot| Some((self.jobs.get(slot)?.job.clone(), self.unique_id(slot)))).collect();
         self.lines[submitter].staging = Some((number, slots));
-        Some(Batch { line: self.line_id(submitter), number, jobs })
+        Some(Batch { line: self.line_id(submitter), number, destination: self.lines[submitter].destination, jobs })
     }
 
     fn many(&mut self, submitter: usize) -> Vec<u32> {

@@ -426,6 +426,13 @@ impl Relay {
         }
     }
 
+    /// Another forward waits for any answer of the source.
+    pub(super) fn ask_source(&mut self, now: Now) {
+        if self.session.phase == Phase::Relaying {
+            self.session.put_echo(now);
+        }
+    }
+
     /// Acknowledges a job that the destination has.
     pub(super) fn acknowledge(&mut self, now: Now, held: Held) {
         put_request(&mut self.session.out, kind::WORK_COMPLETE, &[held.job.handle(), BACKGROUND_ANSWER]);

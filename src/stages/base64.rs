@@ -6,50 +6,58 @@
 
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use base64::{DecodeSliceError, Engine, decoded_len_estimate};
+use base64::{Engine, decoded_len_estimate};
+
+use super::Undeliverable;
+use super::bounds::reserve;
 
 const ENGINE: GeneralPurpose =
     GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
-/// A text that is no base64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotBase64;
-
 /// Decodes `data` into `decoded`, whose content is replaced; `joined` is used where white space stands inside the data.
 ///
 /// # Errors
-/// There is something else in the data than base64 and white space, or its padding is missing or wrong.
-pub fn decode(data: &[u8], decoded: &mut Vec<u8>, joined: &mut Vec<u8>) -> Result<(), NotBase64> {
+/// There is something else in the data than base64 and white space, or its padding is missing or wrong; or there is no
+/// memory.
+pub fn decode(data: &[u8], decoded: &mut Vec<u8>, joined: &mut Vec<u8>) -> Result<(), Undeliverable> {
     let end = data.iter().rposition(|&byte| !is_white_space(byte)).map_or(0, |last| last + 1);
     let data = data.get(..end).unwrap_or_default();
     // Older senders break lines; today's data has no white space and needs no look at each byte.
-    if decode_joined(data, decoded).is_ok() {
-        return Ok(());
-    }
-    if !data.iter().copied().any(is_white_space) {
-        return Err(NotBase64);
+    let outcome = decode_joined(data, decoded);
+    if outcome.is_ok() || !data.iter().copied().any(is_white_space) {
+        return outcome;
     }
     joined.clear();
+    reserve(joined, data.len())?;
     joined.extend(data.iter().copied().filter(|&byte| !is_white_space(byte)));
     decode_joined(joined, decoded)
 }
 
-fn decode_joined(data: &[u8], decoded: &mut Vec<u8>) -> Result<(), NotBase64> {
-    decoded.resize(decoded_len_estimate(data.len()), 0);
-    match ENGINE.decode_slice(data, decoded) {
-        Ok(length) => {
-            decoded.truncate(length);
-            Ok(())
-        }
-        Err(DecodeSliceError::DecodeError(_) | DecodeSliceError::OutputSliceTooSmall) => Err(NotBase64),
-    }
+fn decode_joined(data: &[u8], decoded: &mut Vec<u8>) -> Result<(), Undeliverable> {
+    let most = decoded_len_estimate(data.len());
+    reserve(decoded, most)?;
+    decoded.resize(most, 0);
+    let length = ENGINE.decode_slice(data, decoded).map_err(|_| Undeliverable::NotBase64)?;
+    decoded.truncate(length);
+    Ok(())
 }
 
 /// Encodes `data` into `encoded`, whose content is replaced.
-pub fn encode(data: &[u8], encoded: &mut Vec<u8>) {
-    encoded.resize(data.len().div_ceil(3).saturating_mul(4), 0);
-    let length = ENGINE.encode_slice(data, encoded);
-    debug_assert_eq!(length.ok(), Some(encoded.len()));
+///
+/// # Errors
+/// There is no memory.
+pub fn encode(data: &[u8], encoded: &mut Vec<u8>) -> Result<(), Undeliverable> {
+    let length = encoded_size(data.len());
+    reserve(encoded, length)?;
+    encoded.resize(length, 0);
+    let written = ENGINE.encode_slice(data, encoded);
+    debug_assert_eq!(written.ok(), Some(length));
+    Ok(())
+}
+
+/// Bytes of the base64 of this many.
+pub(super) fn encoded_size(length: usize) -> usize {
+    length.div_ceil(3).saturating_mul(4)
 }
 
 /// As C's `isspace`.

@@ -1,22 +1,19 @@
-//! `s/PATTERN/REPLACEMENT/FLAGS` as Perl reads it, on bytes: jobs are not always UTF-8.
+//! `s/PATTERN/REPLACEMENT/FLAGS`, with ` if /PATTERN/FLAGS` or ` unless /PATTERN/FLAGS` behind it, as Perl reads it, on
+//! bytes: jobs are not always UTF-8.
 //!
 //! One difference to Perl stays: `$` without the flag `m` matches at the very end only, not before a last line end.
-//! Nothing is expanded; where Perl would read a variable in a pattern (`$x`, `$,`, `@x`) the pattern is refused.
+//! Nothing is expanded; where Perl would read a variable (`$x`, `$,`, `@x`) the text is refused.
 
-mod exact;
 mod pattern;
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use exact::{Exact, Slots};
-use pattern::{Flags, PatternError};
-use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
+use pattern::{Flags, Pattern, reads_array};
+use regex::bytes::CaptureLocations;
 
-/// A compiled pattern takes no more memory than this, bytes.
-const MAX_PATTERN_SIZE: usize = 4 << 20;
+use super::bounds::{Bounds, Failure};
 
 /// A compiled substitution.
 #[derive(Debug, Clone)]
@@ -27,36 +24,79 @@ struct Compiled {
     text: String,
     /// Never given twice in a process: by it [`Groups`] knows what belongs to this pattern.
     number: u64,
-    regex: Regex,
-    /// Where the regex crate alone can't match as Perl does.
-    exact: Option<Exact>,
-    /// Whether an empty match may hide a longer one.
-    hides_longer: bool,
-    /// Whether a match may end with a line's start, which Perl sees nowhere at the very end.
-    ends_with_line_start: bool,
+    pattern: Pattern,
     replacement: Vec<Part>,
     /// Whether the replacement needs more than the whole match.
     needs_groups: bool,
     everywhere: bool,
+    guard: Option<Guard>,
+}
+
+/// Where the substitution applies.
+struct Guard {
+    pattern: Pattern,
+    /// `if` rather than `unless`.
+    wanted: bool,
 }
 
 /// A part of a replacement.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Part {
     Text(Vec<u8>),
     /// A group by its number; 0 is the whole match.
     Group(usize),
+    /// Up to the [`Part::End`] that belongs to it, the case is changed at the end.
+    Begin,
+    End(Case),
 }
 
-/// Where groups matched: memory that is used again from one text to the next.
-#[derive(Debug, Default)]
-pub struct Groups(Vec<(u64, CaptureLocations)>);
+/// `\L`, `\U`, `\l`, `\u`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Case {
+    Lower,
+    Upper,
+    LowerFirst,
+    UpperFirst,
+}
 
-/// One match of a pattern.
-struct Found {
-    range: Range<usize>,
-    /// The groups where [`Exact`] found it; elsewhere they are in the [`CaptureLocations`].
-    slots: Option<Slots>,
+impl Case {
+    fn of(letter: u8) -> Option<Case> {
+        match letter {
+            b'L' => Some(Case::Lower),
+            b'U' => Some(Case::Upper),
+            b'l' => Some(Case::LowerFirst),
+            b'u' => Some(Case::UpperFirst),
+            _ => None,
+        }
+    }
+
+    fn is_long(self) -> bool {
+        matches!(self, Case::Lower | Case::Upper)
+    }
+
+    fn change(self, text: &mut [u8]) {
+        let length = if self.is_long() { text.len() } else { text.len().min(1) };
+        let text = text.get_mut(..length).unwrap_or_default();
+        match self {
+            Case::Lower | Case::LowerFirst => text.make_ascii_lowercase(),
+            Case::Upper | Case::UpperFirst => text.make_ascii_uppercase(),
+        }
+    }
+}
+
+/// Where groups matched, and where the case is to be changed: memory that is used again from one text to the next.
+#[derive(Debug, Default)]
+pub struct Groups {
+    locations: Vec<(u64, CaptureLocations)>,
+    begins: Vec<usize>,
+}
+
+impl Groups {
+    /// Bytes, about.
+    pub(super) fn capacity(&self) -> usize {
+        self.locations.iter().map(|(_, locations)| 16 * locations.len() + 64).sum::<usize>()
+            + 8 * self.begins.capacity()
+    }
 }
 
 /// What is wrong with a substitution.
@@ -93,13 +133,17 @@ impl Delimiters {
             return fail(offset, "a delimiter is missing: s/PATTERN/REPLACEMENT/FLAGS");
         };
         let close = match character {
-            '\'' => return fail(offset, "`'` is no delimiter, any other punctuation character is: s/../../"),
             '(' => b')',
             '[' => b']',
             '{' => b'}',
             '<' => b'>',
-            character if character.is_ascii_punctuation() => character as u8,
-            character => return fail(offset, format!("`{character}` is no delimiter, punctuation is: s/../../")),
+            character if character.is_ascii_punctuation() && character != '\'' => character as u8,
+            character => {
+                return fail(
+                    offset,
+                    format!("`{character}` is not a delimiter; punctuation other than ' is: s/../../"),
+                );
+            }
         };
         Ok(Delimiters { open: character as u8, close })
     }
@@ -133,345 +177,394 @@ impl Delimiters {
     }
 }
 
+/// How many bytes of blanks stand at `start`.
+fn blanks(text: &str, start: usize) -> usize {
+    text.bytes().skip(start).take_while(|byte| matches!(byte, b' ' | b'\t')).count()
+}
+
+/// Past the blanks at `start`, to where a delimiter stands.
+fn skip_blanks(text: &str, start: usize) -> Result<usize, SubstitutionError> {
+    let offset = start + blanks(text, start);
+    if offset > start && text.as_bytes().get(offset) == Some(&b'#') {
+        return fail(offset, "after a blank, # begins a comment in Perl: s#..#..#");
+    }
+    Ok(offset)
+}
+
 impl Substitution {
     /// Reads a substitution.
     ///
     /// # Errors
-    /// It is none, or its pattern can't be matched exactly as Perl would.
+    /// It is not one, or its pattern can't be matched exactly as Perl would.
     pub fn parse(text: &str) -> Result<Substitution, SubstitutionError> {
-        let Some(rest) = text.strip_prefix('s') else {
+        if !text.starts_with('s') {
             return fail(0, "a substitution begins with s: s/PATTERN/REPLACEMENT/FLAGS");
-        };
-        let blanks = rest.len() - rest.trim_start_matches([' ', '\t']).len();
-        if blanks > 0 && rest.trim_start().starts_with('#') {
-            return fail(1 + blanks, "after a blank, # begins a comment in Perl: s#..#..#");
         }
-
-        let delimiters = Delimiters::read(text, 1 + blanks)?;
-        let pattern_start = 2 + blanks;
+        let start = skip_blanks(text, 1)?;
+        let delimiters = Delimiters::read(text, start)?;
+        let pattern_start = start + 1;
         let pattern_end = delimiters.end(text, pattern_start, "pattern")?;
         let mut second = delimiters;
         let mut replacement_start = pattern_end + 1;
         if delimiters.are_brackets() {
-            let rest = text.get(replacement_start..).unwrap_or_default();
-            replacement_start += rest.len() - rest.trim_start().len();
+            replacement_start = skip_blanks(text, replacement_start)?;
             second = Delimiters::read(text, replacement_start)?;
             replacement_start += 1;
         }
         let replacement_end = second.end(text, replacement_start, "replacement")?;
-        let (flags, everywhere) = parse_flags(text, replacement_end + 1)?;
+        let mut everywhere = false;
+        let (flags, flags_end) = parse_flags(text, replacement_end + 1, Some(&mut everywhere))?;
 
         let pattern_text = text.get(pattern_start..pattern_end).unwrap_or_default();
-        if pattern_text.is_empty() {
-            return fail(pattern_start, "the pattern is empty (in Perl: the last one that matched): write (?:)");
-        }
-        let stripped = (!delimiters.are_brackets()).then_some(delimiters.open);
-        let pattern = pattern::parse(pattern_text, flags, stripped)
-            .map_err(|error| in_substitution(error, pattern_text, pattern_start))?;
-        let replacement = parse_replacement(
-            text.get(replacement_start..replacement_end).unwrap_or_default(),
-            replacement_start,
-            second,
-            &pattern.groups,
-        )?;
-
-        let mut unclear = Vec::new();
-        pattern.node.groups_in_empty_rounds(false, &mut unclear);
-        for (part, offset) in &replacement {
-            if let Part::Group(number) = part
-                && unclear.contains(number)
-            {
-                return fail(
-                    *offset,
-                    format!("group {number} is repeated and may match nothing: what it matched last is not supported"),
-                );
-            }
-        }
-        let replacement: Vec<Part> = replacement.into_iter().map(|(part, _)| part).collect();
-
-        let mut regex = String::new();
-        pattern.node.write(&mut regex);
-        let regex = RegexBuilder::new(&regex).unicode(false).nest_limit(1_000).size_limit(MAX_PATTERN_SIZE).build();
-        let too_large = || format!("the pattern is too large: compiled, it takes over {} MiB", MAX_PATTERN_SIZE >> 20);
-        let regex = match regex {
-            Ok(regex) => regex,
-            Err(regex::Error::CompiledTooBig(_)) => return fail(pattern_start, too_large()),
-            Err(error) => return fail(pattern_start, format!("not supported by the regex crate: {error}")),
+        let pattern = Pattern::read(pattern_text, pattern_start, flags, everywhere)?;
+        let mut parser = ReplacementParser {
+            text: text.get(..replacement_end).unwrap_or_default(),
+            position: replacement_start,
+            delimiters: second,
+            pattern: &pattern,
+            parts: Vec::new(),
+            cases: Vec::new(),
         };
-        let hides_longer = everywhere && !pattern.node.prefers_bytes();
-        let ends_with_line_start = pattern.node.may_end_with_line_start();
-        let exact = if hides_longer || ends_with_line_start {
-            match Exact::new(&pattern.node, pattern.groups.len()) {
-                Some(exact) => Some(exact),
-                None => return fail(pattern_start, too_large()),
-            }
-        } else {
-            None
-        };
+        parser.parse()?;
+        let replacement = parser.parts;
+        let guard = parse_guard(text, flags_end)?;
 
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         Ok(Substitution(Arc::new(Compiled {
             text: text.to_owned(),
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
-            regex,
-            exact,
-            hides_longer,
-            ends_with_line_start,
             needs_groups: replacement.iter().any(|part| matches!(part, Part::Group(1..))),
+            pattern,
             replacement,
             everywhere,
+            guard,
         })))
     }
 
-    /// Substitutes in `text` and returns how often the pattern matched. Unless that is 0, `changed`'s content is
-    /// replaced by the outcome. `matched` is told each match.
+    /// Whether its guard lets it be applied to this text; without a guard always.
+    pub fn applies_to(&self, text: &[u8]) -> bool {
+        self.0.guard.as_ref().is_none_or(|guard| guard.pattern.matches(text) == guard.wanted)
+    }
+
+    /// Substitutes in `text`, whatever its guard says, and returns how often the pattern matched. Unless that is 0,
+    /// `changed`'s content is replaced by the outcome. `matched` is told each match.
+    ///
+    /// # Errors
+    /// The outcome or the work is more than the bounds allow, or the forward stops.
     pub fn apply(
         &self,
         text: &[u8],
         changed: &mut Vec<u8>,
         groups: &mut Groups,
+        bounds: &mut Bounds<'_>,
         mut matched: impl FnMut(&[u8]),
-    ) -> usize {
-        let mut locations = self.0.needs_groups.then(|| groups.of(&self.0));
-        let mut copied = 0;
-        let mut matches = 0;
-        let mut last: Option<Range<usize>> = None;
-        while let Some(found) = self.0.find(text, last.take(), locations.as_deref_mut()) {
+    ) -> Result<usize, Failure> {
+        let compiled = &*self.0;
+        let Groups { locations, begins } = groups;
+        let mut locations = compiled.needs_groups.then(|| compiled.locations(locations));
+        begins.clear();
+        let (mut matches, mut copied, mut start) = (0, 0, 0);
+        while start <= text.len()
+            && let Some((found, end)) = compiled.pattern.find(text, start, locations.as_deref_mut())
+        {
             if matches == 0 {
                 changed.clear();
             }
             matches += 1;
-            let range = found.range.clone();
-            matched(text.get(range.clone()).unwrap_or_default());
-            changed.extend_from_slice(text.get(copied..range.start).unwrap_or_default());
-            for part in &self.0.replacement {
+            bounds.check_match(text.len())?;
+            let whole = text.get(found..end).unwrap_or_default();
+            matched(whole);
+            bounds.append(changed, text.get(copied..found).unwrap_or_default())?;
+            for part in &compiled.replacement {
                 match part {
-                    Part::Text(text) => changed.extend_from_slice(text),
+                    Part::Text(text) => bounds.append(changed, text)?,
+                    Part::Group(0) => bounds.append(changed, whole)?,
                     Part::Group(number) => {
-                        if let Some(range) = found.group(*number, locations.as_deref()) {
-                            changed.extend_from_slice(text.get(range).unwrap_or_default());
+                        if let Some((start, end)) = locations.as_ref().and_then(|locations| locations.get(*number)) {
+                            bounds.append(changed, text.get(start..end).unwrap_or_default())?;
+                        }
+                    }
+                    Part::Begin => begins.push(changed.len()),
+                    Part::End(case) => {
+                        if let Some(rest) = begins.pop().and_then(|begin| changed.get_mut(begin..)) {
+                            case.change(rest);
                         }
                     }
                 }
             }
-            copied = range.end;
-            if !self.0.everywhere {
+            copied = end;
+            if !compiled.everywhere {
                 break;
             }
-            last = Some(range);
+            // Behind an empty match the next is not looked for at the same place, behind another it may be empty.
+            start = end + usize::from(found == end);
         }
         if matches > 0 {
-            changed.extend_from_slice(text.get(copied..).unwrap_or_default());
+            bounds.append(changed, text.get(copied..).unwrap_or_default())?;
         }
-        matches
+        Ok(matches)
     }
 }
 
 impl Compiled {
-    /// The first match after the last one, if there was one. After an empty one Perl takes the next that ends later,
-    /// after any other one it may be empty.
-    fn find(&self, text: &[u8], last: Option<Range<usize>>, locations: Option<&mut CaptureLocations>) -> Option<Found> {
-        let mut start = last.as_ref().map_or(0, |last| last.end);
-        if last.is_some_and(|last| last.is_empty()) {
-            if self.hides_longer
-                && let Some(slots) = self.exact.as_ref().and_then(|exact| exact.find(text, start, true, start + 1))
-            {
-                return Found::new(slots);
-            }
-            start += 1;
-            if start > text.len() {
-                return None;
-            }
-        }
-        let found = match locations {
-            Some(locations) => self.regex.captures_read_at(locations, text, start),
-            None => self.regex.find_at(text, start),
-        }?;
-        if self.ends_with_line_start && found.end() == text.len() && text.last() == Some(&b'\n') {
-            let exact = self.exact.as_ref()?;
-            return exact.find(text, found.start(), false, 0).and_then(Found::new);
-        }
-        Some(Found { range: found.range(), slots: None })
-    }
-}
-
-impl Found {
-    fn new(slots: Slots) -> Option<Found> {
-        match slots.as_slice() {
-            [Some(start), Some(end), ..] => Some(Found { range: *start..*end, slots: Some(slots) }),
-            _ => None,
-        }
-    }
-
-    fn group(&self, number: usize, locations: Option<&CaptureLocations>) -> Option<Range<usize>> {
-        if number == 0 {
-            return Some(self.range.clone());
-        }
-        match &self.slots {
-            Some(slots) => match slots.get(2 * number..2 * number + 2) {
-                Some([Some(start), Some(end)]) => Some(*start..*end),
-                _ => None,
-            },
-            None => locations?.get(number).map(|(start, end)| start..end),
-        }
-    }
-}
-
-impl Groups {
-    fn of(&mut self, compiled: &Compiled) -> &mut CaptureLocations {
-        let index = match self.0.iter().position(|(number, _)| *number == compiled.number) {
+    fn locations<'g>(&self, all: &'g mut Vec<(u64, CaptureLocations)>) -> &'g mut CaptureLocations {
+        let index = match all.iter().position(|(number, _)| *number == self.number) {
             Some(index) => index,
             None => {
-                self.0.push((compiled.number, compiled.regex.capture_locations()));
-                self.0.len() - 1
+                all.push((self.number, self.pattern.locations()));
+                all.len() - 1
             }
         };
-        &mut self.0[index].1
+        &mut all[index].1
     }
 }
 
-/// Reads the flags that begin at `start`.
-fn parse_flags(text: &str, start: usize) -> Result<(Flags, bool), SubstitutionError> {
-    let mut flags = Flags::default();
-    let mut everywhere = false;
-    for (index, flag) in text.get(start..).unwrap_or_default().char_indices() {
-        let offset = start + index;
-        let seen = match flag {
-            'g' => &mut everywhere,
-            'i' => &mut flags.ignore_case,
-            'm' => &mut flags.multi_line,
-            's' => &mut flags.dot_all,
-            'x' => &mut flags.extended,
-            'e' => return fail(offset, "the flag e is not supported: the replacement can't be code"),
-            '\'' | ' ' | ';' => {
-                return fail(offset, format!("`{flag}` after the end: only the flags g, i, m, s, x stand here"));
-            }
-            flag => return fail(offset, format!("`{flag}` is none of the flags g, i, m, s, x")),
-        };
-        if *seen {
-            return fail(offset, format!("the flag {flag} is given twice"));
-        }
-        *seen = true;
-    }
-    Ok((flags, everywhere))
-}
-
-/// Puts a pattern's error into the whole substitution; one that makes it no regular expression at all is shown in the
-/// regex crate's way.
-fn in_substitution(error: PatternError, pattern: &str, start: usize) -> SubstitutionError {
-    let PatternError { message, offset, invalid } = error;
-    let message = if invalid {
-        let column = pattern.get(..offset).unwrap_or_default().chars().count();
-        format!("regex parse error:\n    {pattern}\n    {:column$}^\nerror: {message}", "")
-    } else {
-        message
-    };
-    SubstitutionError { message, offset: start + offset }
-}
-
-/// Reads a replacement that begins at `start` of the substitution: its parts and where each stands.
-fn parse_replacement(
+/// Reads the flags that begin at `start`, up to a blank; `g` where it means something. Gives their end, too.
+fn parse_flags(
     text: &str,
     start: usize,
-    delimiters: Delimiters,
-    groups: &[Option<String>],
-) -> Result<Vec<(Part, usize)>, SubstitutionError> {
-    let mut parts = Vec::new();
-    let mut literal = Vec::new();
-    let mut characters = text.char_indices();
-    while let Some((index, character)) = characters.next() {
+    mut everywhere: Option<&mut bool>,
+) -> Result<(Flags, usize), SubstitutionError> {
+    let mut flags = Flags::default();
+    let allowed = if everywhere.is_some() { "g, i, m, s, x" } else { "i, m, s, x" };
+    for (index, letter) in text.get(start..).unwrap_or_default().char_indices() {
         let offset = start + index;
-        let rest = characters.as_str();
-        let (part, length) = match character {
-            '\\' => match rest.bytes().next() {
-                Some(byte) if delimiters.contain(byte) => (Part::Text(vec![byte]), 1),
-                Some(b'n') => (Part::Text(vec![b'\n']), 1),
-                Some(b't') => (Part::Text(vec![b'\t']), 1),
-                Some(b'\\') => (Part::Text(vec![b'\\']), 1),
-                Some(b'1'..=b'9') => {
-                    if rest.as_bytes().get(1).is_some_and(|byte| byte.is_ascii_digit()) {
-                        return fail(offset, "two digits after a backslash are a byte in Perl: write ${1} or $10");
-                    }
-                    (Part::Group(group_number(rest.get(..1).unwrap_or_default(), groups, offset)?), 1)
+        let seen = match letter {
+            ' ' | '\t' => return Ok((flags, offset)),
+            'g' if everywhere.is_some() => everywhere.as_deref_mut(),
+            letter => flags.named(letter),
+        };
+        let message = match (seen, letter) {
+            (Some(seen), _) if !*seen => {
+                *seen = true;
+                continue;
+            }
+            (Some(_), letter) => format!("the flag {letter} is given twice"),
+            (None, 'e') => "the flag e is not supported: the replacement can't be code".to_owned(),
+            (None, ';' | '\'') => format!("`{letter}` after the end: only the flags {allowed} stand here"),
+            (None, letter) => format!("`{letter}` is none of the flags {allowed}"),
+        };
+        return fail(offset, message);
+    }
+    Ok((flags, text.len()))
+}
+
+/// Reads what stands behind the flags.
+fn parse_guard(text: &str, start: usize) -> Result<Option<Guard>, SubstitutionError> {
+    const KNOWN: &str = "after the end, only a guard stands here: if /PATTERN/FLAGS or unless /PATTERN/FLAGS";
+    let word = start + blanks(text, start);
+    let rest = text.get(word..).unwrap_or_default();
+    if rest.is_empty() {
+        return Ok(None);
+    }
+    let (wanted, length) = match rest {
+        rest if rest.starts_with("if") => (true, 2),
+        rest if rest.starts_with("unless") => (false, 6),
+        _ => return fail(word, KNOWN),
+    };
+    let mut offset = word + length + blanks(text, word + length);
+    let delimiters = match text.as_bytes().get(offset) {
+        Some(b'm') => {
+            offset = skip_blanks(text, offset + 1)?;
+            Delimiters::read(text, offset)?
+        }
+        Some(b'/') => Delimiters { open: b'/', close: b'/' },
+        Some(b'(') => return fail(offset, "a guard has no parentheses: if /PATTERN/FLAGS"),
+        Some(b'!') => {
+            return fail(offset, "a guard has no !: write unless /PATTERN/FLAGS instead of if, or the reverse");
+        }
+        _ => return fail(offset, KNOWN),
+    };
+    offset += 1;
+    let end = delimiters.end(text, offset, "guard")?;
+    let (flags, flags_end) = parse_flags(text, end + 1, None)?;
+    if flags_end < text.len() {
+        return fail(flags_end, "there is one guard at most, and nothing behind it");
+    }
+    let pattern = Pattern::read(text.get(offset..end).unwrap_or_default(), offset, flags, false)?;
+    Ok(Some(Guard { pattern, wanted }))
+}
+
+struct ReplacementParser<'t> {
+    /// The whole text, up to the replacement's end.
+    text: &'t str,
+    position: usize,
+    delimiters: Delimiters,
+    pattern: &'t Pattern,
+    parts: Vec<Part>,
+    /// Changes of case that have begun.
+    cases: Vec<Case>,
+}
+
+impl<'t> ReplacementParser<'t> {
+    fn rest(&self) -> &'t str {
+        self.text.get(self.position..).unwrap_or_default()
+    }
+
+    fn parse(&mut self) -> Result<(), SubstitutionError> {
+        while let Some(character) = self.rest().chars().next() {
+            match character {
+                '\\' => self.escape()?,
+                '$' => self.reference()?,
+                '@' if self
+                    .rest()
+                    .chars()
+                    .nth(1)
+                    .is_some_and(|next| reads_array(next) || matches!(next, '+' | '-')) =>
+                {
+                    return fail(self.position, "Perl reads an array here: a literal @ is written \\@");
                 }
-                _ => {
+                character => self.literal(character, character.len_utf8()),
+            }
+        }
+        while self.end_case().is_some() {}
+        Ok(())
+    }
+
+    /// Appends a character, which is written in this many bytes.
+    fn literal(&mut self, character: char, length: usize) {
+        self.position += length;
+        let mut buffer = [0; 4];
+        let bytes = character.encode_utf8(&mut buffer).as_bytes();
+        match self.parts.last_mut() {
+            Some(Part::Text(text)) => text.extend_from_slice(bytes),
+            _ => self.parts.push(Part::Text(bytes.to_vec())),
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), SubstitutionError> {
+        let rest = self.rest();
+        let byte = rest.as_bytes().get(1).copied().unwrap_or_default();
+        match byte {
+            byte if self.delimiters.contain(byte) || matches!(byte, b'\\' | b'$' | b'@') => {
+                self.literal(char::from(byte), 2);
+            }
+            b'n' => self.literal('\n', 2),
+            b't' => self.literal('\t', 2),
+            b'1'..=b'9' if rest.as_bytes().get(2).is_some_and(u8::is_ascii_digit) => {
+                return fail(self.position, "two digits after a backslash are a byte in Perl: write ${1} or $10");
+            }
+            b'1'..=b'9' => {
+                self.group(rest.get(1..2).unwrap_or_default())?;
+                self.element(2)?;
+            }
+            b'E' => {
+                self.position += 2;
+                while self.end_case().is_some_and(|case| !case.is_long()) {}
+            }
+            byte => match Case::of(byte) {
+                Some(case) => self.begin_case(case),
+                None => {
                     return fail(
-                        offset,
-                        "a backslash stands only before a digit, n, t, a backslash or the delimiter in a replacement",
+                        self.position,
+                        "a backslash stands only before a digit, n, t, L, U, l, u, E, $, @, a backslash or the delimiter \
+                         in a replacement",
                     );
                 }
             },
-            '$' => reference(rest, groups, offset)?,
-            character => (Part::Text(character.to_string().into_bytes()), 0),
-        };
-        match part {
-            Part::Text(text) => literal.extend(text),
-            part => {
-                if !literal.is_empty() {
-                    parts.push((Part::Text(std::mem::take(&mut literal)), offset));
-                }
-                parts.push((part, offset));
-            }
         }
-        if length > 0 {
-            characters.nth(length - 1);
-        }
+        Ok(())
     }
-    if !literal.is_empty() {
-        parts.push((Part::Text(literal), start + text.len()));
-    }
-    Ok(parts)
-}
 
-/// Reads what follows a `$`; also gives its length.
-fn reference(rest: &str, groups: &[Option<String>], offset: usize) -> Result<(Part, usize), SubstitutionError> {
-    const KNOWN: &str = "in a replacement, $ stands only in $1, ${1}, ${name} and $&";
-    if rest.starts_with('&') {
-        return Ok((Part::Group(0), 1));
-    }
-    if let Some(inner) = rest.strip_prefix('{') {
-        let Some(length) = inner.find('}') else {
-            return fail(offset, "${ without }");
-        };
-        let name = inner.get(..length).unwrap_or_default();
-        if name.is_empty() {
-            return fail(offset, KNOWN);
+    /// As Perl nests them: `\L` ends `\U` and the reverse, and `\L\u` is `\u\L`.
+    fn begin_case(&mut self, case: Case) {
+        self.position += 2;
+        if self.rest().starts_with("\\E") {
+            self.position += 2;
+            return;
         }
-        let number = if name.bytes().all(|byte| byte.is_ascii_digit()) {
-            group_number(name, groups, offset)?
-        } else {
-            match groups.iter().position(|group| group.as_deref() == Some(name)) {
-                Some(index) => index + 1,
-                None => return fail(offset, format!("the pattern has no group named {name}: (?<{name}>..)")),
-            }
+        let swapped = match case {
+            Case::Lower if self.rest().starts_with("\\u") => Some(Case::UpperFirst),
+            Case::Upper if self.rest().starts_with("\\l") => Some(Case::LowerFirst),
+            _ => None,
         };
-        return Ok((Part::Group(number), length + 2));
+        self.position += 2 * usize::from(swapped.is_some());
+        for case in swapped.into_iter().chain([case]) {
+            while case.is_long() && self.cases.iter().any(|open| open.is_long()) {
+                self.end_case();
+            }
+            self.parts.push(Part::Begin);
+            self.cases.push(case);
+        }
     }
-    let length = rest.bytes().take_while(u8::is_ascii_digit).count();
-    if length == 0 {
-        return fail(offset, KNOWN);
-    }
-    Ok((Part::Group(group_number(rest.get(..length).unwrap_or_default(), groups, offset)?), length))
-}
 
-fn group_number(digits: &str, groups: &[Option<String>], offset: usize) -> Result<usize, SubstitutionError> {
-    if digits.starts_with('0') {
-        return fail(offset, "groups are counted from 1; the whole match is $&");
+    fn end_case(&mut self) -> Option<Case> {
+        let case = self.cases.pop()?;
+        self.parts.push(Part::End(case));
+        Some(case)
     }
-    match digits.parse::<usize>() {
-        Ok(number) if number <= groups.len() => Ok(number),
-        _ => {
-            let count = match groups.len() {
-                0 => "it has none".to_owned(),
-                count => format!("it has {count}"),
+
+    /// At a `$`.
+    fn reference(&mut self) -> Result<(), SubstitutionError> {
+        const KNOWN: &str = "in a replacement, $ stands only in $1, ${1}, ${name} and $&; a literal $ is written \\$";
+        let rest = self.rest().get(1..).unwrap_or_default();
+        if rest.starts_with('&') {
+            self.parts.push(Part::Group(0));
+            return self.element(2);
+        }
+        if let Some(inner) = rest.strip_prefix('{') {
+            let Some((name, _)) = inner.split_once('}') else {
+                return fail(self.position, "${ without }");
             };
-            let hint = match digits.get(..1) {
-                Some(first) if digits.len() > 1 && !groups.is_empty() => {
-                    format!(" (group {first} and a digit: ${{{first}}}..)")
+            if name.is_empty() {
+                return fail(self.position, KNOWN);
+            }
+            if name.bytes().all(|byte| byte.is_ascii_digit()) {
+                self.group(name)?;
+            } else {
+                match self.pattern.groups.iter().position(|group| group.as_deref() == Some(name)) {
+                    Some(index) => self.group(&(index + 1).to_string())?,
+                    None => {
+                        return fail(self.position, format!("the pattern has no group named {name}: (?<{name}>..)"));
+                    }
                 }
-                _ => String::new(),
-            };
-            fail(offset, format!("the pattern has no group {digits}, {count}{hint}"))
+            }
+            self.position += name.len() + 3;
+            return Ok(());
+        }
+        let length = rest.bytes().take_while(u8::is_ascii_digit).count();
+        if length == 0 {
+            return fail(self.position, KNOWN);
+        }
+        self.group(rest.get(..length).unwrap_or_default())?;
+        self.element(1 + length)
+    }
+
+    /// Behind a group of this many bytes: whether Perl would read an element of an array or hash.
+    fn element(&mut self, length: usize) -> Result<(), SubstitutionError> {
+        self.position += length;
+        let rest = self.rest();
+        if ["[", "{", "->[", "->{"].iter().any(|prefix| rest.starts_with(prefix)) {
+            return fail(self.position, "Perl reads an element here: write ${1} for the group before [, { or ->");
+        }
+        Ok(())
+    }
+
+    /// Appends a group by its number.
+    fn group(&mut self, digits: &str) -> Result<(), SubstitutionError> {
+        if digits.starts_with('0') {
+            return fail(self.position, "groups are counted from 1; the whole match is $&");
+        }
+        let count = self.pattern.groups.len();
+        match digits.parse::<usize>() {
+            Ok(number) if self.pattern.unclear.contains(&number) => fail(
+                self.position,
+                format!("group {number} is repeated and may match nothing: what it matched last is not supported"),
+            ),
+            Ok(number) if number <= count => {
+                self.parts.push(Part::Group(number));
+                Ok(())
+            }
+            _ => {
+                let has = if count == 0 { "it has none".to_owned() } else { format!("it has {count}") };
+                let hint = match digits.get(..1) {
+                    Some(first) if digits.len() > 1 && count > 0 => {
+                        format!(" (group {first} and a digit: ${{{first}}}..)")
+                    }
+                    _ => String::new(),
+                };
+                fail(self.position, format!("the pattern has no group {digits}, {has}{hint}"))
+            }
         }
     }
 }
@@ -500,12 +593,21 @@ impl fmt::Debug for Compiled {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::stages::{Limits, Undeliverable};
 
     fn changed(text: &str, data: impl AsRef<[u8]>) -> String {
         let mut changed = Vec::new();
         let substitution = Substitution::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-        match substitution.apply(data.as_ref(), &mut changed, &mut Groups::default(), |_| {}) {
+        let limits = Limits::of_size(1000);
+        let mut bounds = Bounds::new(&limits);
+        if !substitution.applies_to(data.as_ref()) {
+            return "kept off".to_owned();
+        }
+        match substitution.apply(data.as_ref(), &mut changed, &mut Groups::default(), &mut bounds, |_| {}).unwrap() {
             0 => "unmatched".to_owned(),
             _ => String::from_utf8_lossy(&changed).into_owned(),
         }
@@ -551,20 +653,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_substitution() {
+    fn what_is_not_a_substitution() {
         assert_refused("", "begins with s", "");
         assert_refused("tr/a/b/", "begins with s", "tr/a/b/");
         assert_refused("s", "delimiter is missing", "");
-        assert_refused("s'a'b'", "no delimiter", "'a'b'");
-        assert_refused("sxaxbx", "no delimiter", "xaxbx");
-        assert_refused("s\u{a7}a\u{a7}b\u{a7}", "no delimiter", "\u{a7}a\u{a7}b\u{a7}");
+        assert_refused("s'a'b'", "not a delimiter", "'a'b'");
+        assert_refused("sxaxbx", "not a delimiter", "xaxbx");
+        assert_refused("s\u{a7}a\u{a7}b\u{a7}", "not a delimiter", "\u{a7}a\u{a7}b\u{a7}");
         assert_refused("s #a#b#", "comment", "#a#b#");
         assert_refused("s/a", "the pattern has no end: `/`", "");
         assert_refused("s/a\\/", "the pattern has no end", "");
         assert_refused("s/a/b", "the replacement has no end", "");
         assert_refused("s{a}{b{}", "the replacement has no end", "");
         assert_refused("s{a}", "delimiter is missing", "");
-        assert_refused("s{a}'b'", "no delimiter", "'b'");
+        assert_refused("s{a}'b'", "not a delimiter", "'b'");
         assert_refused("s//b/", "pattern is empty", "/b/");
     }
 
@@ -575,7 +677,8 @@ mod tests {
         assert_refused("s/a/b/e", "code", "e");
         assert_refused("s/a/b/gr", "none of the flags", "r");
         assert_refused("s/a/b/g;", "after the end", ";");
-        assert_refused("s/a/b/ g", "after the end", " g");
+        assert_refused("s/a/b/ g", "only a guard", "g");
+        assert_refused("s/a/b/'", "after the end", "'");
         assert_refused("s/a/b/\u{fc}", "none of the flags", "\u{fc}");
     }
 
@@ -583,17 +686,22 @@ mod tests {
     fn replacements() {
         assert_eq!(changed(r"s/(a)(?<n>b)/$2${1}\1${n}$&\n\t\\\//", "ab"), "baabab\n\t\\/");
         assert_eq!(changed(r"s/(a)/$1x{@}%&/", "a"), "ax{@}%&");
+        assert_eq!(changed(r"s/(a)/me\@home: \$${1}[/", "a"), "me@home: $a[");
         assert_eq!(changed(r"s/(a)|(b)/<$1$2>/g", "abc"), "<a><b>c");
         assert_eq!(changed(r"s/a/gr\u{fc}n/".replace("\\u{fc}", "\u{fc}").as_str(), "a"), "gr\u{fc}n");
         for (text, message, rest) in [
             (r"s/a/\q/", "only before", r"\q/"),
-            (r"s/a/\$/", "only before", r"\$/"),
             (r"s/a/\0/", "only before", r"\0/"),
             (r"s/(a)/\10/", "two digits", r"\10/"),
             (r"s/a/$/", "stands only in", "$/"),
             (r"s/(?<n>a)/$n/", "stands only in", "$n/"),
             (r"s/a/$0/", "counted from 1", "$0/"),
             (r"s/a/${}/", "stands only in", "${}/"),
+            (r"s/a/me@home/", "array", "@home/"),
+            (r"s/a/@-/", "array", "@-/"),
+            (r"s/(a)/$1[0]/", "element", "[0]/"),
+            (r"s/(a)/\1{0}/", "element", "{0}/"),
+            (r"s/a/$&->[0]/", "element", "->[0]/"),
             (r"s/a/${x/", "${ without }", "${x/"),
             (r"s/a/-$1/", "no group 1, it has none", "$1/"),
             (r"s/(a)/$2/", "no group 2, it has 1", "$2/"),
@@ -608,103 +716,104 @@ mod tests {
     }
 
     #[test]
-    fn what_perl_has_and_the_crate_has_not_is_refused() {
-        for (pattern, message) in [
-            ("(?=a)", "look-ahead"),
-            ("(?!a)", "look-ahead"),
-            ("(?<=a)b", "look-behind"),
-            ("(?<!a)b", "look-behind"),
-            ("(?>a)", "atomic"),
-            ("(?|a)", "branch reset"),
-            ("(?(1)a)", "conditions"),
-            ("(?{1})", "code"),
-            ("(??{1})", "code"),
-            ("(?R)", "recursion"),
-            ("(?1)", "recursion"),
-            ("(?-1)", "recursion"),
-            ("(?+1)", "recursion"),
-            ("(?&n)", "recursion"),
-            ("(?P>n)", "recursion"),
-            ("(?P=n)", "back-references"),
-            ("(*FAIL)", "verbs"),
-            ("(?a)", "none of the flags"),
-            ("(?\u{fc})", "none of the flags"),
-            ("(?xx)", "xx"),
-            (r"\1", "back-references"),
-            (r"\g1", "back-references"),
-            (r"\k<n>", "back-references"),
-            (r"\Ga", r"\G"),
-            (r"\Ka", r"\K"),
-            (r"\Ra", r"\R"),
-            (r"\Xa", r"\X"),
-            (r"\Z", r"\n?\z"),
-            (r"\pL", "properties"),
-            (r"\N{U+41}", r"\N{..}"),
-            (r"\N(?#c){U+41}", r"\N{..}"),
-            (r"\b{wb}", r"\b{..}"),
-            (r"\x{100}", "bytes"),
-            (r"\x{20ac}", "bytes"),
-            (r"\o{777}", "bytes"),
-            (r"[\777]", "bytes"),
-            (r"\Ua", r"\U"),
-            (r"\Ea", r"\E"),
-            (r"\ya", r"\y means nothing"),
-            (r"\c1", r"\c"),
-            ("{2}{,3}", "nothing to repeat"),
-            ("$x", "variable"),
-            ("${x}", "variable"),
-            ("@x", "array"),
-            ("[\u{fc}]", "is 2 bytes"),
-            (r"[\Q\u{fc}".replace("\\u{fc}", "\u{fc}").as_str(), "is 2 bytes"),
+    fn case_is_changed_as_perl_nests_it() {
+        for (replacement, expected) in [
+            (r"\L$1-$2\E-$2", "ab-cd-Cd"),
+            (r"\U$1-$2\E-$2", "AB-CD-Cd"),
+            (r"\u$1 \l$2", "AB cd"),
+            (r"\u\L$1$2", "Abcd"),
+            (r"\L\u$1$2", "Abcd"),
+            (r"\U\l$1$2", "aBCD"),
+            (r"\U$1\L$2\E$2", "ABcdCd"),
+            (r"\L$1\u$2", "abcd"),
+            (r"\u$3$1", "AB"),
+            (r"\uab\Ecd", "Abcd"),
+            (r"\L\E$1", "aB"),
+            (r"\E$1", "aB"),
+            (r"\U\xc3\xbc", ""),
         ] {
-            let pattern = format!("a{pattern}");
-            // Not all of them would be wrong at the start of a pattern.
-            let text = format!("s~{}~b~", if pattern.starts_with("a{") { &pattern[1..] } else { &pattern });
-            let (actual, rest) = error(&text);
-            assert!(actual.contains(message), "{text}: {actual}");
-            assert!(text.len() - rest.len() >= 2, "{text}: the place is in the pattern");
+            let text = format!("s/(aB)(Cd)(x)?/{replacement}/");
+            if expected.is_empty() {
+                assert_refused(&text, "only before", &format!("{}/", &replacement[2..]));
+            } else {
+                assert_eq!(changed(&text, "aBCd"), expected, "{text}");
+            }
         }
-        assert_refused("s/ab++/x/", "possessive", "+/x/");
-        assert_refused("s/ab{2}+/x/", "possessive", "+/x/");
-        assert_refused("s/ab{,3}/x/", "newer versions", "{,3}/x/");
-        assert_refused("s/ab{ 1, 3 }/x/", "newer versions", "{ 1, 3 }/x/");
-        assert_refused("s/a^*/x/", "matches no byte", "*/x/");
-        assert_refused("s/a\u{fc}+/x/", "write (?:\u{fc})", "+/x/");
-        assert_refused("s/a[\\w--]/x/", "\\-", "-]/x/");
-        assert_refused(r"s/\Qa\nb\E/x/", "backslash", r"\nb\E/x/");
-        assert_refused(r"s/\Qa$b\E/x/", "variable", r"$b\E/x/");
-        assert_refused("s/(?:a??)+/x/", "prefers to match nothing", "+/x/");
-        assert_refused("s/(?<n>a)(?<n>b)/x/", "two groups", "n>b)/x/");
+        assert_eq!(changed("s/(.+)/\\U$1/", "gr\u{fc}n"), "GR\u{fc}N", "only ASCII");
+        assert_eq!(changed(r"s/\b(\w+)/\u\L$1/g", "hELLO wORLD"), "Hello World");
     }
 
     #[test]
-    fn what_is_no_pattern_is_shown_where() {
-        let (message, rest) = error("s/ab(c/x/");
-        assert_eq!(message, "regex parse error:\n    ab(c\n      ^\nerror: unclosed group: ( without )");
-        assert_eq!(rest, "(c/x/");
-        assert_refused("s/ab)/x/", "unopened group", ")/x/");
-        assert_refused("s/ab[c/x/", "unclosed class", "[c/x/");
-        assert_refused("s/a[z-a]/x/", "backwards", "z-a]/x/");
-        assert_refused("s/a|*/x/", "nothing to repeat", "*/x/");
-        assert_refused("s/a**/x/", "nested quantifiers", "*/x/");
-        assert_refused("s/a{3,2}/x/", "larger", "{3,2}/x/");
-        assert_refused("s/a[[:alhpa:]]/x/", "POSIX", "[:alhpa:]]/x/");
-        assert_refused("s/a(?<1>b)/x/", "name", "1>b)/x/");
-        assert_refused("s/a(?#b/x/", "comment", "(?#b/x/");
-        assert_refused("s/a(?ib/x/", "none of the flags", "b/x/");
-        assert_refused(r"s/a\x{4/x/", r"\x{ without }", r"\x{4/x/");
-        assert_refused(r"s/a\xg/x/", "two digits", r"\xg/x/");
+    fn guards() {
+        assert_eq!(changed("s/a/b/ if /^type=host$/m", "a\ntype=host\n"), "b\ntype=host\n");
+        assert_eq!(changed("s/a/b/ if /^type=host$/m", "a\ntype=service\n"), "kept off");
+        assert_eq!(changed("s/a/b/g unless /x/i", "aa"), "bb");
+        assert_eq!(changed("s/a/b/g unless /x/i", "aaX"), "kept off");
+        assert_eq!(changed("s{a} {b}g\tif  m{ x{2} }x", "axx"), "bxx");
+        assert_eq!(changed("s/a/b/ if m!/!", "a/"), "b/");
+        assert_eq!(changed("s!a if /!b unless /!g if /a/", "a if /"), "b unless /");
+        assert_eq!(changed("s/a/b/ if /^$/m", "a\n"), "kept off", "no line starts at the very end");
+        assert_eq!(changed("s/a/b/ if /^$/m", "a\n\n"), "b\n\n");
+        assert_eq!(changed("s/a/b/ ", "a"), "b");
+        for (guard, message, rest) in [
+            (" when /a/", "only a guard", "when /a/"),
+            (" if", "only a guard", ""),
+            (" if 'a'", "only a guard", "'a'"),
+            (" if m'a'", "not a delimiter", "'a'"),
+            (" if m #a#", "comment", "#a#"),
+            (" if (/a/)", "parentheses", "(/a/)"),
+            (" if !/a/", "unless", "!/a/"),
+            (" if /a", "the guard has no end", ""),
+            (" if //", "empty", "/"),
+            (" if /a/g", "none of the flags i, m, s, x", "g"),
+            (" if /a/ii", "given twice", "i"),
+            (" if /a/;", "after the end", ";"),
+            (" if /a/ if /b/", "one guard", " if /b/"),
+            (" if /(?=a)/", "look-around", "(?=a)/"),
+            (" if /a(/", "unclosed group", "(/"),
+        ] {
+            assert_refused(&format!("s/a/b/{guard}"), message, rest);
+        }
     }
 
     #[test]
-    fn large_patterns_are_refused() {
-        assert_refused("s/((a{999}){999}){999}/x/", "too large", "((a{999}){999}){999}/x/");
-        assert_refused("s/(?:^a{1000}){1000}^/x/gm", "too large", "(?:^a{1000}){1000}^/x/gm");
-        assert_refused("s/a{65535}/x/", "65534", "{65535}/x/");
-        let nested = format!("s/{}a{}/x/", "(".repeat(20_000), ")".repeat(20_000));
-        assert!(error(&nested).0.contains("nest deeper"));
-        let allowed = format!("s/{}a{}/x/", "(".repeat(100), ")".repeat(100));
-        assert_eq!(changed(&allowed, "ba"), "bx");
+    fn growth_is_refused_while_it_grows() {
+        let substitution = Substitution::parse("s/a/$&$&$&$&/g").unwrap();
+        let limits = Limits::of_size(3000);
+        let mut changed = Vec::new();
+        let outcome =
+            substitution.apply(&[b'a'; 1000], &mut changed, &mut Groups::default(), &mut Bounds::new(&limits), |_| {});
+        assert_eq!(outcome, Err(Undeliverable::OutcomeTooLarge.into()));
+        assert!(changed.capacity() <= 3000);
+    }
+
+    #[test]
+    fn hours_of_work_end_at_the_limit_and_when_the_forward_stops() {
+        let substitution = Substitution::parse("s/a.*?b|a/x/gs").unwrap();
+        let text = vec![b'a'; 1_000_000];
+        let stop = AtomicBool::new(false);
+        let limits = Limits { max_size: 1 << 20, cpu: Duration::from_millis(300), stop: &stop };
+        let apply = || {
+            let (mut changed, mut groups, mut matches) = (Vec::new(), Groups::default(), 0);
+            let outcome =
+                substitution.apply(&text, &mut changed, &mut groups, &mut Bounds::new(&limits), |_| matches += 1);
+            (outcome, matches)
+        };
+        let began = Instant::now();
+        let (outcome, matches) = apply();
+        assert_eq!(outcome, Err(Undeliverable::TooMuchWork.into()));
+        assert!(matches > 10, "it was at work: {matches}");
+        assert!(began.elapsed() >= Duration::from_millis(300));
+
+        let (outcome, matches) = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                stop.store(true, Ordering::Relaxed);
+            });
+            apply()
+        });
+        assert_eq!(outcome, Err(Failure::Stopped));
+        assert!(matches > 0);
     }
 
     #[test]
@@ -729,7 +838,8 @@ mod tests {
         for (text, expected) in [("s/(a)/$1$1/", "aab"), ("s/(a)(b)/$2$1/", "ba"), ("s/(b)/$1$1/", "abb")] {
             let substitution = Substitution::parse(text).unwrap();
             for _ in 0..2 {
-                substitution.apply(b"ab", &mut changed, &mut groups, |_| {});
+                let limits = Limits::of_size(100);
+                substitution.apply(b"ab", &mut changed, &mut groups, &mut Bounds::new(&limits), |_| {}).unwrap();
                 assert_eq!(changed, expected.as_bytes());
             }
         }

@@ -1,26 +1,27 @@
 //! The worker on the status queue: its own thread and its own connection, so that it answers whatever the forwards do.
 
-use std::convert::Infallible;
-use std::io::{self, Write};
-use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, OnceLock};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use parking_lot::Mutex;
-
-use super::backlog::{self, Backlog, Sampler};
-use super::{Process, Snapshot, answer};
+use super::backlog::{self, Sampler};
+use super::metricsfile::MetricsFile;
+use super::table::{self, Rates};
+use super::{check, metricsfile};
 use crate::config::Address;
-use crate::gearman::connection::{Connection, ConnectionError, Limits, is_timeout};
-use crate::gearman::packet::{HEADER_SIZE, Packet, ProtocolError, kind, put_request};
-use crate::logging::escaped;
-use crate::metrics::{ForwardMetrics, Metrics};
+use crate::gearman::connection::{Connection, ConnectionError, Limits, error_code};
+use crate::gearman::packet::{Packet, ProtocolError, kind, put_request};
+use crate::latch::Latch;
+use crate::metrics::Metrics;
 
 const LIMITS: Limits = Limits { connect: Duration::from_secs(10), answer: Duration::from_secs(10) };
 
-/// How long the server may owe an answer, and how long a read waits at most.
+/// How long a start waits for the first connection: it should have its descriptor before the forwards take all.
+const FIRST_CONNECTION: Duration = Duration::from_secs(1);
+
+/// How long the server may owe an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 
 /// An idle server is asked for a job after this time: keeps firewall state alive, and finds a hung one or a lost wake-up.
@@ -29,61 +30,56 @@ const IDLE_PROBE: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LAST_BACKOFF: Duration = Duration::from_secs(15);
 
+/// The same reason within this time is no news.
+const NEWS: Duration = Duration::from_secs(60);
+
 /// Wake-ups in a row that brought no job before each further one is waited for.
 const FREE_WAKEUPS: u32 = 16;
 
-/// Of a longer request only the beginning is looked at, bytes.
-const MAX_REQUEST: usize = 64 << 10;
+/// Packets that nobody asked for before the session ends.
+const SPARE_PACKETS: u32 = 64;
 
-/// How long a stop waits for the threads: the system's connect and name look-up can't be interrupted.
+/// Of a longer request only the beginning is looked at, bytes: a queue's name, a handle, an id and a filter.
+const MAX_REQUEST: usize = 4 << 10;
+
+/// How long a stop waits for the threads: they look for it every 200 ms.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 
-static PROCESS: OnceLock<Process> = OnceLock::new();
-
-/// Answers jobs on the status queue until it is stopped or dropped.
+/// Answers jobs on the status queue, samples the backlog and writes the metrics file, until it is stopped or dropped.
 #[derive(Debug)]
 pub struct StatusWorker {
-    /// Dropped to stop the threads.
-    stop: Option<Sender<Infallible>>,
-    /// Closed when all threads have ended.
-    ended: Receiver<Infallible>,
-    socket: Arc<Mutex<Option<TcpStream>>>,
+    stop: Latch,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl StatusWorker {
-    /// Starts to answer on `address`, and to sample the backlog that the answer tells.
+    /// Starts what is asked for. Call it before the forwards start. It returns when the status queue's server is connected,
+    /// or after a second.
     ///
     /// # Errors
     /// No thread could be started.
-    pub fn start(address: Address, metrics: Arc<Metrics>) -> io::Result<StatusWorker> {
-        let (stop, stopped) = bounded(0);
-        let (alive, ended) = bounded(0);
-        let socket = Arc::new(Mutex::new(None));
-        let backlog = Arc::new(Backlog::default());
-        let mut worker = StatusWorker { stop: Some(stop), ended, socket: Arc::clone(&socket), threads: Vec::new() };
-
-        let status = Status {
-            address,
-            metrics: Arc::clone(&metrics),
-            backlog: Arc::clone(&backlog),
-            stopped: stopped.clone(),
-            socket,
-            process: process(),
-        };
-        let status_alive = alive.clone();
-        worker.threads.push(thread::Builder::new().name(String::from("status")).spawn(move || {
-            let _alive = status_alive;
-            status.run();
-        })?);
-        worker.threads.push(thread::Builder::new().name(String::from("backlog")).spawn(move || {
-            let _alive = alive;
-            let mut sampler = Sampler::default();
-            while !ends_within(&stopped, backlog::INTERVAL) {
-                sampler.round(&metrics, &backlog);
-            }
-        })?);
+    pub fn start(
+        address: Option<Address>,
+        metricsfile: Option<PathBuf>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<StatusWorker> {
+        let stop = Latch::default();
+        let mut worker = StatusWorker { stop: stop.clone(), threads: Vec::new() };
+        let background = Arc::clone(&metrics);
+        let stopped = stop.clone();
+        worker.spawn("background", move || in_background(&background, metricsfile, &stopped))?;
+        if let Some(address) = address {
+            let tried = Latch::default();
+            let status = Status { address, metrics, stop, tried: tried.clone(), started: Instant::now() };
+            worker.spawn("status", move || status.run())?;
+            tried.wait(FIRST_CONNECTION);
+        }
         Ok(worker)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(work)?);
+        Ok(())
     }
 
     /// Stops answering: the job under way is answered or goes back to the server.
@@ -92,151 +88,149 @@ impl StatusWorker {
 
 impl Drop for StatusWorker {
     fn drop(&mut self) {
-        self.stop = None;
-        if let Some(socket) = self.socket.lock().take() {
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-        if ends_within(&self.ended, STOP_LIMIT) {
-            for thread in self.threads.drain(..) {
+        self.stop.set();
+        let deadline = Instant::now() + STOP_LIMIT;
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
+            if thread.is_finished() {
                 let _ = thread.join();
             }
-        } else {
-            log::debug!("status worker still connecting: it ends by itself");
         }
     }
 }
 
-/// Waits, and tells whether the other side of `channel` was dropped meanwhile.
-fn ends_within(channel: &Receiver<Infallible>, time: Duration) -> bool {
-    matches!(channel.recv_timeout(time), Err(RecvTimeoutError::Disconnected))
+/// Samples the backlog and writes the metrics file.
+fn in_background(metrics: &Arc<Metrics>, file: Option<PathBuf>, stop: &Latch) {
+    let mut file = file.map(MetricsFile::new);
+    let mut sampler = Sampler::new(stop.clone());
+    let all = file.is_some();
+    let now = Instant::now();
+    // The first samples are there when the file is first written.
+    let (mut sample, mut write) = (if all { now } else { now + backlog::INTERVAL }, now + Duration::from_secs(1));
+    while !stop.wait(sample.min(write).saturating_duration_since(Instant::now())) {
+        let now = Instant::now();
+        if now >= sample {
+            sampler.round(metrics, all);
+            sample = now + backlog::INTERVAL;
+        }
+        if now >= write {
+            if let Some(file) = &mut file {
+                file.write(metrics);
+            }
+            write = now + metricsfile::INTERVAL;
+        }
+    }
 }
 
 /// What the thread "status" works with.
 struct Status {
     address: Address,
     metrics: Arc<Metrics>,
-    backlog: Arc<Backlog>,
-    stopped: Receiver<Infallible>,
-    socket: Arc<Mutex<Option<TcpStream>>>,
-    process: Process,
+    stop: Latch,
+    /// Set after the first try to connect.
+    tried: Latch,
+    started: Instant,
 }
 
-/// A series of connections that did not come about or broke.
+/// What is known of failed connections.
 struct Outage {
-    since: Instant,
-    reason: String,
+    /// The first failure since an answer, if the log tells of it.
+    since: Option<Instant>,
+    reported: Option<(&'static str, Instant)>,
     backoff: Duration,
 }
 
 impl Status {
     fn run(&self) {
-        let mut outage = None;
+        let mut outage = Outage { since: None, reported: None, backoff: FIRST_BACKOFF };
+        let mut rates = Rates::default();
         loop {
-            let ended = self.session(&mut outage);
-            // The other handle of the socket: only without it is the connection closed, and its job given back.
-            *self.socket.lock() = None;
-            let Err(error) = ended else { return };
-            if self.is_stopped() {
+            let began = Instant::now();
+            let Err(error) = self.session(&mut outage, &mut rates);
+            self.tried.set();
+            if self.stop.is_set() {
                 return;
             }
-            let reason = error.to_string();
-            let outage = outage.get_or_insert_with(|| Outage {
-                since: Instant::now(),
-                reason: String::new(),
-                backoff: FIRST_BACKOFF,
-            });
-            if outage.reason == reason {
-                log::debug!("status queue {}: {reason}", self.address);
-            } else {
-                let advice = error.advice().map(|advice| format!(" ({advice})")).unwrap_or_default();
-                log::warn!(
-                    "status queue {}: {reason}{advice}; nobody can ask for the status there, trying again until it works",
-                    self.address
-                );
-                outage.reason = reason;
+            let nonsense = matches!(error, ConnectionError::Protocol(_));
+            if began.elapsed() > LAST_BACKOFF && !nonsense {
+                outage.backoff = FIRST_BACKOFF;
             }
-            if ends_within(&self.stopped, outage.backoff) {
+            let other = outage.reported.is_none_or(|(kind, _)| kind != error.kind());
+            let forgotten = outage.since.is_none() && outage.reported.is_none_or(|(_, at)| at.elapsed() > NEWS);
+            if other || forgotten {
+                log::warn!(
+                    "status queue {}: {error} ({}); nobody can ask for the status there; trying again until it works",
+                    self.address,
+                    error.advice()
+                );
+                outage.reported = Some((error.kind(), Instant::now()));
+                outage.since.get_or_insert(began);
+            } else {
+                log::debug!("status queue {}: {error}", self.address);
+            }
+            if self.stop.wait(outage.backoff) {
                 return;
             }
             outage.backoff = (outage.backoff * 2).min(LAST_BACKOFF);
         }
     }
 
-    fn is_stopped(&self) -> bool {
-        ends_within(&self.stopped, Duration::ZERO)
-    }
-
-    /// The life of one connection; `Ok` when the worker was stopped.
-    fn session(&self, outage: &mut Option<Outage>) -> Result<(), ConnectionError> {
+    /// The life of one connection.
+    fn session(&self, outage: &mut Outage, rates: &mut Rates) -> Result<std::convert::Infallible, ConnectionError> {
         let Address { server, queue } = &self.address;
-        let connection = Connection::open(&server.host, server.port, &format!("gearman-proxy/{queue}"), &LIMITS)?;
-        *self.socket.lock() = Some(connection.stream.try_clone()?);
-        // A stop drops the channel first and looks for a socket then: one of us sees the other.
-        if self.is_stopped() {
-            return Ok(());
-        }
-        connection.stream.set_write_timeout(Some(ANSWER_LIMIT))?;
-        let mut session = Session { connection, asked: None, last_grab: Instant::now(), fruitless: 0 };
+        let connection = Connection::open(server, &format!("gearman-proxy/{queue}"), &LIMITS, &self.stop)?;
+        self.tried.set();
+        let mut session = Session { connection, asked: None, last_grab: Instant::now(), spare: SPARE_PACKETS };
         session.send(kind::CAN_DO, &[queue.as_bytes()])?;
         session.grab()?;
+        let mut fruitless = 0;
         loop {
-            let event = session.next()?;
-            if matches!(event, Event::Job { .. } | Event::NoJob) {
-                self.answered(outage);
-            }
-            match event {
+            match session.next()? {
                 Event::Job { handle, payload } => {
-                    session.fruitless = 0;
-                    let answer = self.answer(&payload);
+                    fruitless = 0;
+                    self.answered(outage);
+                    let answer = self.answer(&payload, rates);
                     session.send(kind::WORK_COMPLETE, &[&handle, answer.as_bytes()])?;
                     session.grab()?;
                 }
                 Event::NoJob => {
+                    self.answered(outage);
                     session.asked = None;
                     session.send(kind::PRE_SLEEP, &[])?;
                 }
-                // While a job is asked for, the answer to that tells all.
-                Event::WakeUp if session.asked.is_some() => {}
                 Event::WakeUp => {
-                    session.fruitless = session.fruitless.saturating_add(1);
-                    if session.fruitless > FREE_WAKEUPS {
-                        let exponent = (session.fruitless - FREE_WAKEUPS).min(10);
+                    fruitless += 1;
+                    if fruitless > FREE_WAKEUPS {
+                        let exponent = (fruitless - FREE_WAKEUPS).min(10);
                         let pause = Duration::from_millis(1 << exponent).min(Duration::from_secs(1));
-                        if ends_within(&self.stopped, pause) {
-                            return Ok(());
+                        if self.stop.wait(pause) {
+                            return Err(ConnectionError::Stopped);
                         }
                     }
                     session.grab()?;
                 }
-                Event::Error(text) => log::debug!("status queue {}: server says {}", self.address, escaped(&text)),
-                Event::Nothing => {}
             }
         }
     }
 
     /// The server does what it should.
-    fn answered(&self, outage: &mut Option<Outage>) {
-        if let Some(outage) = outage.take() {
-            let time = outage.since.elapsed().as_secs();
-            log::info!("status queue {}: back after {time} s", self.address);
+    fn answered(&self, outage: &mut Outage) {
+        if let Some(since) = outage.since.take() {
+            log::info!("status queue {}: back after {} s", self.address, since.elapsed().as_secs());
         }
     }
 
-    fn answer(&self, payload: &[u8]) -> String {
-        let snapshot =
-            |forward: &Arc<ForwardMetrics>| Snapshot::of(forward, self.backlog.waiting(&forward.config.source));
-        let forwards: Vec<Snapshot> = self.metrics.forwards().iter().map(snapshot).collect();
-        answer(&forwards, payload, Instant::now(), &self.process)
+    fn answer(&self, payload: &[u8], rates: &mut Rates) -> String {
+        let payload = String::from_utf8_lossy(payload);
+        // Of an id of 63 bytes gearmand leaves a NUL before the data.
+        let payload = payload.trim_start_matches('\0');
+        match payload.split_whitespace().next() {
+            Some("table") => table::table(&self.metrics, payload, rates, self.started),
+            _ => check(&self.metrics, payload),
+        }
     }
-}
-
-/// The first status worker starts with the process; one that a reload starts tells the same.
-fn process() -> Process {
-    *PROCESS.get_or_init(|| Process {
-        version: env!("CARGO_PKG_VERSION"),
-        pid: std::process::id(),
-        started: Instant::now(),
-    })
 }
 
 /// What a server told.
@@ -244,27 +238,21 @@ enum Event {
     Job { handle: Vec<u8>, payload: Vec<u8> },
     NoJob,
     WakeUp,
-    Error(Vec<u8>),
-    Nothing,
 }
 
 struct Session {
     connection: Connection,
-    /// A grab is unanswered; when something last came.
+    /// Since when a grab is unanswered.
     asked: Option<Instant>,
     last_grab: Instant,
-    /// Wake-ups in a row that brought no job.
-    fruitless: u32,
+    spare: u32,
 }
 
 impl Session {
     fn send(&mut self, kind: u32, arguments: &[&[u8]]) -> Result<(), ConnectionError> {
         let mut request = Vec::new();
         put_request(&mut request, kind, arguments);
-        match self.connection.stream.write_all(&request) {
-            Err(error) if is_timeout(&error) => Err(ConnectionError::NoAnswer(ANSWER_LIMIT)),
-            other => Ok(other?),
-        }
+        self.connection.send(&request, ANSWER_LIMIT)
     }
 
     fn grab(&mut self) -> Result<(), ConnectionError> {
@@ -274,83 +262,54 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for a packet; an idle server is probed meanwhile.
+    /// Waits for a packet that matters; an idle server is probed meanwhile.
     fn next(&mut self) -> Result<Event, ConnectionError> {
         loop {
-            match self.connection.incoming.next(|_| MAX_REQUEST) {
-                Ok(Some(packet)) => return event(&packet),
-                Ok(None) => {}
-                Err(ProtocolError::TooLong(length)) => return self.long_packet(length),
-                Err(error) => return Err(error.into()),
-            }
-            let due = match self.asked {
-                Some(since) => since + ANSWER_LIMIT,
-                None => self.last_grab + IDLE_PROBE,
-            };
-            let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                if self.asked.is_some() {
-                    return Err(ConnectionError::NoAnswer(ANSWER_LIMIT));
+            let due = self.asked.map_or(self.last_grab + IDLE_PROBE, |since| since + ANSWER_LIMIT);
+            let event = match self.connection.next(due, MAX_REQUEST) {
+                Ok(Some(packet)) => event(&packet)?,
+                Ok(None) if self.asked.is_some() => return Err(ConnectionError::NoAnswer(ANSWER_LIMIT)),
+                Ok(None) => {
+                    self.grab()?;
+                    continue;
                 }
-                self.grab()?;
-                continue;
+                // A request of any length is answered: left in the queue, it would come again with every connection.
+                Err(ConnectionError::Protocol(ProtocolError::TooLong(length))) => {
+                    let (kind, body) = self.connection.next_cut(MAX_REQUEST, ANSWER_LIMIT)?;
+                    if kind != kind::JOB_ASSIGN_UNIQ {
+                        return Err(ProtocolError::TooLong(length).into());
+                    }
+                    event(&Packet { kind, body: &body })?
+                }
+                Err(error) => return Err(error),
+            };
+            match event {
+                // While a job is asked for, the answer to that tells all.
+                Some(Event::WakeUp) if self.asked.is_some() => {}
+                Some(event) => {
+                    self.spare = SPARE_PACKETS;
+                    return Ok(event);
+                }
+                None => {}
             }
-            if self.fill(left.min(ANSWER_LIMIT))? && self.asked.is_some() {
-                self.asked = Some(Instant::now());
-            }
+            self.spare = self.spare.checked_sub(1).ok_or(ProtocolError::Unexpected(kind::ERROR))?;
         }
-    }
-
-    /// Reads once; `false` when nothing came.
-    fn fill(&mut self, limit: Duration) -> Result<bool, ConnectionError> {
-        let Connection { stream, incoming } = &mut self.connection;
-        stream.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
-        match incoming.fill(&mut &*stream) {
-            Ok(()) => Ok(true),
-            Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// A request of any length is answered: left in the queue, it would come again with every connection.
-    fn long_packet(&mut self, length: usize) -> Result<Event, ConnectionError> {
-        while self.connection.incoming.unread().len() < HEADER_SIZE + MAX_REQUEST {
-            self.fill_more()?;
-        }
-        let kind = 0;
-        let unread = self.connection.incoming.unread();
-        let body = unread.get(HEADER_SIZE..HEADER_SIZE + MAX_REQUEST).unwrap_or_default();
-        if kind != kind::JOB_ASSIGN_UNIQ {
-            return Err(ProtocolError::TooLong(length).into());
-        }
-        let event = event(&Packet { kind, body })?;
-        let mut left = HEADER_SIZE + length;
-        loop {
-            let count = left.min(self.connection.incoming.unread().len());
-            self.connection.incoming.skip(count);
-            left -= count;
-            if left == 0 {
-                return Ok(event);
-            }
-            self.fill_more()?;
-        }
-    }
-
-    fn fill_more(&mut self) -> Result<(), ConnectionError> {
-        if self.fill(ANSWER_LIMIT)? { Ok(()) } else { Err(ConnectionError::NoAnswer(ANSWER_LIMIT)) }
     }
 }
 
-fn event(packet: &Packet<'_>) -> Result<Event, ConnectionError> {
+fn event(packet: &Packet<'_>) -> Result<Option<Event>, ConnectionError> {
     Ok(match packet.kind {
         kind::JOB_ASSIGN_UNIQ => {
             let ([handle, _queue, _unique], payload) = packet.arguments()?;
-            Event::Job { handle: handle.to_vec(), payload: payload.to_vec() }
+            Some(Event::Job { handle: handle.to_vec(), payload: payload.to_vec() })
         }
-        kind::NO_JOB => Event::NoJob,
-        kind::NOOP => Event::WakeUp,
-        kind::ERROR => Event::Error(packet.body.to_vec()),
-        kind::ECHO_RES | kind::OPTION_RES => Event::Nothing,
+        kind::NO_JOB => Some(Event::NoJob),
+        kind::NOOP => Some(Event::WakeUp),
+        kind::ERROR => {
+            log::debug!("status queue: the server says {}", error_code(packet.body));
+            None
+        }
+        kind::ECHO_RES | kind::OPTION_RES => None,
         other => return Err(ProtocolError::Unexpected(other).into()),
     })
 }

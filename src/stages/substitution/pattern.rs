@@ -1,240 +1,27 @@
-//! A Perl pattern read into a tree, and the tree written for the regex crate.
+//! A Perl pattern, made ready for the regex crate or refused.
 //!
-//! Perl and the crate differ in many small ways (what `\v` is, what `[a&&b]` is, where a `{` counts nothing). So a
-//! pattern is never handed over as it is: what this module knows is written in the crate's simplest terms (sets of
-//! bytes, groups, repetitions, no flags), anything else is refused with a word on what to write instead.
+//! `regex-syntax` parses. This file knows only where Perl reads the same characters otherwise (escapes, classes, braces,
+//! blanks under `x`, flags): it writes these few so that they mean the same to `regex-syntax`, or refuses them with a
+//! word on what to write instead. What can be told only from the meaning of a pattern is asked of the parsed tree.
 
-use std::fmt::Write;
+use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
+use regex_syntax::ast::parse::ParserBuilder;
+use regex_syntax::ast::{self, Ast, GroupKind, LiteralKind, RepetitionKind, RepetitionOp, RepetitionRange};
+use regex_syntax::hir::translate::{Translator, TranslatorBuilder};
+use regex_syntax::hir::{Hir, HirKind, Look};
 
-/// Groups may nest this deep; reading and compiling are recursive.
-const MAX_DEPTH: usize = 100;
+use super::{SubstitutionError, fail};
 
-/// A set of bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct ByteSet([u64; 4]);
+/// A compiled pattern takes no more memory than this, bytes.
+const MAX_PATTERN_SIZE: usize = 4 << 20;
 
-impl ByteSet {
-    pub(super) fn contains(&self, byte: u8) -> bool {
-        self.0[usize::from(byte >> 6)] >> (byte & 63) & 1 == 1
-    }
+/// Groups, repetitions and sequences nest this deep at most.
+const MAX_DEPTH: u32 = 250;
 
-    fn insert(&mut self, byte: u8) {
-        self.0[usize::from(byte >> 6)] |= 1 << (byte & 63);
-    }
+/// Perl's own limit of a repetition.
+const MAX_COUNT: u32 = 65_534;
 
-    fn of(test: impl Fn(u8) -> bool) -> ByteSet {
-        let mut set = ByteSet::default();
-        (0..=255).filter(|&byte| test(byte)).for_each(|byte| set.insert(byte));
-        set
-    }
-
-    fn single(byte: u8) -> ByteSet {
-        ByteSet::of(|other| other == byte)
-    }
-
-    fn union(self, other: ByteSet) -> ByteSet {
-        ByteSet::of(|byte| self.contains(byte) || other.contains(byte))
-    }
-
-    fn negated(self) -> ByteSet {
-        ByteSet::of(|byte| !self.contains(byte))
-    }
-
-    /// With both cases of the ASCII letters in it: all that the flag `i` means on bytes.
-    fn folded(self) -> ByteSet {
-        ByteSet::of(|byte| {
-            self.contains(byte) || self.contains(byte.to_ascii_lowercase()) || self.contains(byte.to_ascii_uppercase())
-        })
-    }
-
-    /// The ranges of bytes in it.
-    fn ranges(&self) -> Vec<(u8, u8)> {
-        let mut ranges: Vec<(u8, u8)> = Vec::new();
-        for byte in (0..=255).filter(|&byte| self.contains(byte)) {
-            match ranges.last_mut() {
-                Some((_, end)) if u16::from(*end) + 1 == u16::from(byte) => *end = byte,
-                _ => ranges.push((byte, byte)),
-            }
-        }
-        ranges
-    }
-}
-
-/// What matches between two bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Look {
-    TextStart,
-    TextEnd,
-    /// Not at the very end of a text, unless that is empty. The crate's `(?m:^)` does match there.
-    LineStart,
-    LineEnd,
-    WordBoundary,
-    NotWordBoundary,
-}
-
-/// A pattern, or a part of one.
-pub(super) enum Node {
-    Set(ByteSet),
-    Look(Look),
-    /// With the group's number where it captures.
-    Group(Option<usize>, Box<Node>),
-    Sequence(Vec<Node>),
-    Alternatives(Vec<Node>),
-    Repeat {
-        node: Box<Node>,
-        min: u32,
-        /// None: without end.
-        max: Option<u32>,
-        lazy: bool,
-    },
-}
-
-impl Node {
-    /// Whether it matches at least a byte whenever it matches.
-    pub(super) fn must_consume(&self) -> bool {
-        match self {
-            Node::Set(_) => true,
-            Node::Look(_) => false,
-            Node::Group(_, node) => node.must_consume(),
-            Node::Sequence(nodes) => nodes.iter().any(Node::must_consume),
-            Node::Alternatives(nodes) => nodes.iter().all(Node::must_consume),
-            Node::Repeat { node, min, .. } => *min > 0 && node.must_consume(),
-        }
-    }
-
-    /// Whether it ever matches a byte.
-    fn may_consume(&self) -> bool {
-        match self {
-            Node::Set(_) => true,
-            Node::Look(_) => false,
-            Node::Group(_, node) => node.may_consume(),
-            Node::Sequence(nodes) | Node::Alternatives(nodes) => nodes.iter().any(Node::may_consume),
-            Node::Repeat { node, max, .. } => *max != Some(0) && node.may_consume(),
-        }
-    }
-
-    /// Whether it matches nothing only where it can't match something.
-    pub(super) fn prefers_bytes(&self) -> bool {
-        if self.must_consume() || !self.may_consume() {
-            return true;
-        }
-        match self {
-            Node::Set(_) | Node::Look(_) => true,
-            Node::Group(_, node) => node.prefers_bytes(),
-            Node::Sequence(nodes) => nodes.iter().all(Node::prefers_bytes),
-            Node::Alternatives(nodes) => nodes
-                .split_last()
-                .is_none_or(|(last, others)| others.iter().all(Node::must_consume) && last.prefers_bytes()),
-            Node::Repeat { node, lazy, .. } => !lazy && node.prefers_bytes(),
-        }
-    }
-
-    /// Whether it may match a line's start that nothing need follow, which the crate also finds at the end of a text.
-    pub(super) fn may_end_with_line_start(&self) -> bool {
-        match self {
-            Node::Set(_) => false,
-            Node::Look(look) => *look == Look::LineStart,
-            Node::Group(_, node) => node.may_end_with_line_start(),
-            Node::Repeat { node, max, .. } => *max != Some(0) && node.may_end_with_line_start(),
-            Node::Alternatives(nodes) => nodes.iter().any(Node::may_end_with_line_start),
-            Node::Sequence(nodes) => {
-                let consumed = nodes.iter().rposition(Node::must_consume).unwrap_or(0);
-                nodes.iter().skip(consumed).any(Node::may_end_with_line_start)
-            }
-        }
-    }
-
-    /// The groups within a repetition whose last round may match nothing. Perl then says the group matched nothing, the
-    /// regex crate what it matched in the round before.
-    pub(super) fn groups_in_empty_rounds(&self, in_empty_round: bool, groups: &mut Vec<usize>) {
-        match self {
-            Node::Set(_) | Node::Look(_) => {}
-            Node::Group(number, node) => {
-                groups.extend(number.filter(|_| in_empty_round));
-                node.groups_in_empty_rounds(in_empty_round, groups);
-            }
-            Node::Sequence(nodes) | Node::Alternatives(nodes) => {
-                nodes.iter().for_each(|node| node.groups_in_empty_rounds(in_empty_round, groups));
-            }
-            Node::Repeat { node, max, .. } => {
-                let is_repeated = max.is_none_or(|max| max > 1);
-                node.groups_in_empty_rounds(in_empty_round || is_repeated && !node.must_consume(), groups);
-            }
-        }
-    }
-
-    /// Writes it in the regex crate's syntax, to be read without Unicode and without flags.
-    pub(super) fn write(&self, regex: &mut String) {
-        match self {
-            Node::Set(set) => write_set(*set, regex),
-            Node::Look(look) => regex.push_str(match look {
-                Look::TextStart => r"\A",
-                Look::TextEnd => r"\z",
-                Look::LineStart => "(?m:^)",
-                Look::LineEnd => "(?m:$)",
-                Look::WordBoundary => r"\b",
-                Look::NotWordBoundary => r"\B",
-            }),
-            Node::Group(number, node) => {
-                regex.push_str(if number.is_some() { "(" } else { "(?:" });
-                node.write(regex);
-                regex.push(')');
-            }
-            Node::Sequence(nodes) => nodes.iter().for_each(|node| node.write(regex)),
-            Node::Alternatives(nodes) => {
-                for (index, node) in nodes.iter().enumerate() {
-                    if index > 0 {
-                        regex.push('|');
-                    }
-                    node.write(regex);
-                }
-            }
-            Node::Repeat { node, min, max, lazy } => {
-                node.write(regex);
-                // Writing to a String can't fail.
-                let _ = match (min, max) {
-                    (0, None) => write!(regex, "*"),
-                    (1, None) => write!(regex, "+"),
-                    (0, Some(1)) => write!(regex, "?"),
-                    (_, None) => write!(regex, "{{{min},}}"),
-                    (_, Some(max)) => write!(regex, "{{{min},{max}}}"),
-                };
-                if *lazy {
-                    regex.push('?');
-                }
-            }
-        }
-    }
-}
-
-fn write_set(set: ByteSet, regex: &mut String) {
-    let write_byte = |byte: u8, regex: &mut String| {
-        if byte.is_ascii_alphanumeric() {
-            regex.push(char::from(byte));
-        } else {
-            let _ = write!(regex, r"\x{byte:02X}");
-        }
-    };
-    let ranges = set.ranges();
-    match ranges.as_slice() {
-        [(byte, end)] if byte == end => write_byte(*byte, regex),
-        [(0, 255)] => regex.push_str("(?s:.)"),
-        [] => regex.push_str(r"[^\x00-\xFF]"),
-        ranges => {
-            regex.push('[');
-            for &(start, end) in ranges {
-                write_byte(start, regex);
-                if end > start {
-                    regex.push('-');
-                    write_byte(end, regex);
-                }
-            }
-            regex.push(']');
-        }
-    }
-}
-
-/// The flags that change how a pattern is read.
+/// The flags that change what a pattern matches.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Flags {
     pub(super) ignore_case: bool,
@@ -244,94 +31,156 @@ pub(super) struct Flags {
 }
 
 impl Flags {
-    fn set(&mut self, letter: u8, on: bool) -> bool {
+    pub(super) fn named(&mut self, letter: char) -> Option<&mut bool> {
         match letter {
-            b'i' => self.ignore_case = on,
-            b'm' => self.multi_line = on,
-            b's' => self.dot_all = on,
-            b'x' => self.extended = on,
-            _ => return false,
+            'i' => Some(&mut self.ignore_case),
+            'm' => Some(&mut self.multi_line),
+            's' => Some(&mut self.dot_all),
+            'x' => Some(&mut self.extended),
+            _ => None,
         }
-        true
+    }
+
+    /// As `regex-syntax` writes them; `x` is none of its business, see [`Reader`].
+    fn written(self) -> String {
+        let letters = [('i', self.ignore_case), ('m', self.multi_line), ('s', self.dot_all)];
+        let of = |on| letters.iter().filter(|(_, is_on)| *is_on == on).map(|(letter, _)| *letter).collect::<String>();
+        match of(false) {
+            off if off.is_empty() => of(true),
+            off => format!("{}-{off}", of(true)),
+        }
     }
 }
 
-/// A pattern that was read.
+/// A compiled pattern.
 pub(super) struct Pattern {
-    pub(super) node: Node,
+    regex: Regex,
+    /// Whether each match begins at a line's start. The crate finds one at the very end of a text, too; Perl does not.
+    starts_line: bool,
     /// The names of its groups, in their order; none for one that has only its number.
     pub(super) groups: Vec<Option<String>>,
+    /// Groups in a repetition whose last round may match nothing. Perl then says that the group matched nothing, the
+    /// crate what it matched in the round before.
+    pub(super) unclear: Vec<usize>,
 }
 
-/// What is wrong with a pattern.
-pub(super) struct PatternError {
-    /// What is wrong, without the place.
-    pub(super) message: String,
-    /// Where in the pattern, bytes from its start.
-    pub(super) offset: usize,
-    /// Whether no regular expression is like this, rather than one that is not supported.
-    pub(super) invalid: bool,
-}
+impl Pattern {
+    /// Reads a pattern, which begins at `start` of the option's text. `everywhere`: with the flag `g`.
+    ///
+    /// # Errors
+    /// Perl would not read it either, or the regex crate would match something else.
+    pub(super) fn read(text: &str, start: usize, flags: Flags, everywhere: bool) -> Result<Pattern, SubstitutionError> {
+        if text.is_empty() {
+            return fail(start, "the pattern is empty (in Perl: the last one that matched): write (?:)");
+        }
+        let mut reader =
+            Reader { text, start, position: 0, flags, outer: Vec::new(), out: String::new(), places: Vec::new() };
+        reader.translate()?;
+        let parsed = ParserBuilder::new().nest_limit(MAX_DEPTH).build().parse(&reader.out);
+        let ast =
+            parsed.or_else(|error| reader.invalid(reader.place(error.span().start), &error.kind().to_string()))?;
+        let translator = TranslatorBuilder::new()
+            .unicode(false)
+            .utf8(false)
+            .case_insensitive(flags.ignore_case)
+            .multi_line(flags.multi_line)
+            .dot_matches_new_line(flags.dot_all)
+            .build();
+        let mut differences = Differences { reader: &reader, translator, groups: Vec::new() };
+        ast::visit(&ast, &mut differences)?;
+        let hir = differences.meaning(&ast)?;
+        let groups = differences.groups;
 
-/// Reads a pattern as Perl does.
-///
-/// `delimiter` is what a backslash may stand before within `\Q..\E`: Perl takes that backslash away.
-///
-/// # Errors
-/// Perl would not read it either, or the regex crate has nothing that matches the same.
-pub(super) fn parse(text: &str, flags: Flags, delimiter: Option<u8>) -> Result<Pattern, PatternError> {
-    let mut parser = Parser { text, position: 0, delimiter, groups: Vec::new(), depth: 0, quoting: false };
-    let node = parser.alternatives(flags)?;
-    if parser.peek().is_some() {
-        return invalid(parser.position, "unopened group: a literal ) is written \\)");
+        if everywhere && !prefers_bytes(&hir) {
+            return fail(
+                start,
+                "with the flag g, a pattern that prefers to match nothing is not supported: make its quantifiers greedy \
+                 and put the alternative that may match nothing last",
+            );
+        }
+        let starts_line = hir.properties().look_set_prefix().contains(Look::StartLF);
+        if may_end_with_line_start(&hir, starts_line) {
+            return fail(
+                start,
+                "with the flag m, a pattern that may end with ^ is not supported: put what must follow behind each ^, as \
+                 in ^(.)",
+            );
+        }
+        let regex = RegexBuilder::new(&reader.out)
+            .unicode(false)
+            .case_insensitive(flags.ignore_case)
+            .multi_line(flags.multi_line)
+            .dot_matches_new_line(flags.dot_all)
+            .nest_limit(MAX_DEPTH)
+            .size_limit(MAX_PATTERN_SIZE)
+            .build();
+        let regex = match regex {
+            Ok(regex) => regex,
+            Err(regex::Error::CompiledTooBig(_)) => {
+                let limit = MAX_PATTERN_SIZE >> 20;
+                return fail(start, format!("the pattern is too large: compiled, it takes over {limit} MiB"));
+            }
+            Err(error) => return fail(start, format!("the regex crate refuses this pattern: {error}")),
+        };
+        let mut unclear = Vec::new();
+        groups_in_empty_rounds(&hir, false, &mut unclear);
+        Ok(Pattern { regex, starts_line, groups, unclear })
     }
-    Ok(Pattern { node, groups: parser.groups })
+
+    /// The first match at or after `start`, with its groups where `locations` are given.
+    pub(super) fn find(
+        &self,
+        text: &[u8],
+        start: usize,
+        locations: Option<&mut CaptureLocations>,
+    ) -> Option<(usize, usize)> {
+        let found = match locations {
+            Some(locations) => self.regex.captures_read_at(locations, text, start),
+            None => self.regex.find_at(text, start),
+        }?;
+        let is_none = self.starts_line && found.start() == text.len() && !text.is_empty();
+        (!is_none).then(|| (found.start(), found.end()))
+    }
+
+    /// Whether it matches anywhere.
+    pub(super) fn matches(&self, text: &[u8]) -> bool {
+        if self.starts_line { self.find(text, 0, None).is_some() } else { self.regex.is_match(text) }
+    }
+
+    pub(super) fn locations(&self) -> CaptureLocations {
+        self.regex.capture_locations()
+    }
 }
 
-fn refuse<T>(offset: usize, message: impl Into<String>) -> Result<T, PatternError> {
-    Err(PatternError { message: message.into(), offset, invalid: false })
-}
-
-fn invalid<T>(offset: usize, message: impl Into<String>) -> Result<T, PatternError> {
-    Err(PatternError { message: message.into(), offset, invalid: true })
-}
-
-struct Parser<'t> {
+/// Reads Perl's pattern from left to right and writes it for `regex-syntax`, without blanks, comments and the flag `x`.
+struct Reader<'t> {
     text: &'t str,
+    /// Where the pattern begins in the option's text.
+    start: usize,
     position: usize,
-    delimiter: Option<u8>,
-    groups: Vec<Option<String>>,
-    depth: usize,
-    /// Between `\Q` and `\E`.
-    quoting: bool,
+    flags: Flags,
+    /// The flags that hold again behind each group that is open.
+    outer: Vec<Flags>,
+    out: String,
+    /// For each byte of `out`: what it stands for in `text`.
+    places: Vec<usize>,
 }
 
-/// One element of a pattern, and whether a quantifier may follow it.
-enum Atom {
-    Repeatable(Node),
-    /// Matches no byte: Perl warns of a quantifier, and its meaning there is its own.
-    Look(Node),
-    /// A character of several bytes: Perl repeats its last byte.
-    Character(Node),
-}
-
-/// A member of a class.
+/// What a class holds, or a backslash stands before.
 enum Member {
     Byte(u8),
-    Set(ByteSet),
+    /// As `regex-syntax` writes it.
+    Set(String),
+    Character(char),
 }
 
-impl Parser<'_> {
-    fn rest(&self) -> &str {
+impl<'t> Reader<'t> {
+    fn rest(&self) -> &'t str {
         self.text.get(self.position..).unwrap_or_default()
     }
 
-    fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.position).copied()
-    }
-
-    fn peek_at(&self, ahead: usize) -> Option<u8> {
-        self.text.as_bytes().get(self.position + ahead).copied()
+    fn peek(&self) -> Option<char> {
+        self.rest().chars().next()
     }
 
     fn take(&mut self, token: &str) -> bool {
@@ -342,733 +191,636 @@ impl Parser<'_> {
         found
     }
 
-    /// Takes one character, whose bytes the caller wants.
-    fn take_char(&mut self) -> Option<char> {
-        let character = self.rest().chars().next()?;
-        self.position += character.len_utf8();
-        Some(character)
+    fn emit(&mut self, place: usize, out: &str) {
+        self.out.push_str(out);
+        self.places.resize(self.out.len(), place);
     }
 
-    /// Takes what matches nothing and says nothing: comments, and blanks under `x`.
-    fn skip_ignored(&mut self, flags: Flags) -> Result<(), PatternError> {
-        if self.quoting {
-            return Ok(());
+    /// Copies the next `length` bytes as they are.
+    fn copy(&mut self, length: usize) {
+        let copied = self.rest().get(..length).unwrap_or_default();
+        for (index, character) in copied.char_indices() {
+            self.emit(self.position + index, character.encode_utf8(&mut [0; 4]));
         }
-        loop {
-            let start = self.position;
-            if self.take("(?#") {
-                match self.rest().find(')') {
-                    Some(end) => self.position += end + 1,
-                    None => return invalid(start, "unclosed comment"),
+        self.position += length;
+    }
+
+    /// Where in the pattern something of `out` comes from.
+    fn place(&self, position: ast::Position) -> usize {
+        self.places.get(position.offset).copied().unwrap_or(self.text.len())
+    }
+
+    fn refuse<T>(&self, place: usize, message: impl Into<String>) -> Result<T, SubstitutionError> {
+        fail(self.start + place, message)
+    }
+
+    /// Perl does not read it either: shown in the regex crate's way.
+    fn invalid<T>(&self, place: usize, message: &str) -> Result<T, SubstitutionError> {
+        let column = self.text.get(..place).unwrap_or_default().chars().count();
+        self.refuse(place, format!("regex parse error:\n    {}\n    {:column$}^\nerror: {message}", self.text, ""))
+    }
+
+    fn translate(&mut self) -> Result<(), SubstitutionError> {
+        while let Some(character) = self.peek() {
+            let place = self.position;
+            match character {
+                '\\' => match self.escape()? {
+                    Member::Byte(byte) => self.emit(place, &hex(byte)),
+                    Member::Set(set) => self.emit(place, &set),
+                    Member::Character(character) => self.emit(place, character.encode_utf8(&mut [0; 4])),
+                },
+                '[' => self.class()?,
+                '(' => self.group()?,
+                ')' => {
+                    self.flags = self.outer.pop().unwrap_or(self.flags);
+                    self.copy(1);
                 }
-            } else if self.take(r"\Q\E") {
-            } else if flags.extended && self.peek().is_some_and(|byte| matches!(byte, b'\t'..=b'\r' | b' ')) {
-                self.position += 1;
-            } else if flags.extended && self.peek() == Some(b'#') {
-                self.position += self.rest().find('\n').unwrap_or(self.rest().len());
-            } else {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Up to the end of the group, or of the pattern.
-    fn alternatives(&mut self, mut flags: Flags) -> Result<Node, PatternError> {
-        let mut alternatives = Vec::new();
-        let mut sequence = Vec::new();
-        loop {
-            self.skip_ignored(flags)?;
-            match self.peek() {
-                None => break,
-                Some(b')') if !self.quoting => break,
-                Some(b'|') if !self.quoting => {
+                '{' => self.count()?,
+                '}' | ']' => {
                     self.position += 1;
-                    alternatives.push(Node::Sequence(std::mem::take(&mut sequence)));
+                    self.emit(place, &hex(character as u8));
                 }
-                Some(b'(') if !self.quoting && self.flags_alone(&mut flags)? => {}
-                Some(_) => {
-                    let start = self.position;
-                    if let Some(atom) = self.atom(flags)? {
-                        sequence.push(self.quantified(atom, start, flags)?);
-                    }
+                // A blank or comment stood between.
+                '?' if self.out.ends_with('(') => return self.invalid(place, "nothing to repeat"),
+                '#' if self.flags.extended => {
+                    self.position += self.rest().find('\n').unwrap_or(self.rest().len());
                 }
-            }
-        }
-        let sequence = Node::Sequence(sequence);
-        if alternatives.is_empty() {
-            return Ok(sequence);
-        }
-        alternatives.push(sequence);
-        Ok(Node::Alternatives(alternatives))
-    }
-
-    /// Takes `(?flags)`, which holds up to the end of the group around it. Other groups are left alone.
-    fn flags_alone(&mut self, flags: &mut Flags) -> Result<bool, PatternError> {
-        let start = self.position;
-        if !self.take("(?") || !matches!(self.peek(), Some(b'^' | b'-' | b'a'..=b'z' | b')')) {
-            self.position = start;
-            return Ok(false);
-        }
-        let changed = self.flag_letters(*flags)?;
-        if self.take(")") {
-            *flags = changed;
-            return Ok(true);
-        }
-        self.position = start;
-        Ok(false)
-    }
-
-    /// Takes the flags of `(?flags)` and `(?flags:`.
-    fn flag_letters(&mut self, mut flags: Flags) -> Result<Flags, PatternError> {
-        let mut on = true;
-        let mut last = 0;
-        if self.take("^") {
-            flags = Flags::default();
-        }
-        while let Some(letter) = self.peek() {
-            match letter {
-                b')' | b':' => break,
-                b'-' if on && !self.peek_at(1).is_some_and(|byte| byte.is_ascii_digit()) => on = false,
-                b'-' => return refuse(self.position, "recursion is not supported"),
-                b'x' if last == b'x' => return refuse(self.position, "the flag xx is not supported"),
-                letter if flags.set(letter, on) => {}
+                '\t'..='\r' | ' ' if self.flags.extended => self.position += 1,
                 _ => {
-                    let character = self.rest().chars().next().unwrap_or_default();
-                    return refuse(self.position, format!("`{character}` is none of the flags i, m, s, x"));
-                }
-            }
-            last = letter;
-            self.position += 1;
-        }
-        Ok(flags)
-    }
-
-    /// Takes one element; none where it only began or ended a quotation.
-    fn atom(&mut self, flags: Flags) -> Result<Option<Atom>, PatternError> {
-        let start = self.position;
-        if self.quoting {
-            return self.quoted(flags);
-        }
-        if self.take(r"\Q") {
-            self.quoting = true;
-            return Ok(None);
-        }
-        let byte = self.peek();
-        match byte {
-            Some(b'(') => self.group(flags).map(Some),
-            Some(b'[') => {
-                self.position += 1;
-                let set = self.class(start, flags)?;
-                Ok(Some(Atom::Repeatable(Node::Set(set))))
-            }
-            Some(b'.') => {
-                self.position += 1;
-                let set = ByteSet::of(|byte| flags.dot_all || byte != b'\n');
-                Ok(Some(Atom::Repeatable(Node::Set(set))))
-            }
-            Some(b'^') => {
-                self.position += 1;
-                let look = if flags.multi_line { Look::LineStart } else { Look::TextStart };
-                Ok(Some(Atom::Look(Node::Look(look))))
-            }
-            Some(b'$') => {
-                self.no_variable()?;
-                self.position += 1;
-                let look = if flags.multi_line { Look::LineEnd } else { Look::TextEnd };
-                Ok(Some(Atom::Look(Node::Look(look))))
-            }
-            Some(b'\\') => {
-                self.position += 1;
-                self.escape(start, flags).map(Some)
-            }
-            Some(byte @ (b'*' | b'+' | b'?')) => {
-                let character = char::from(byte);
-                invalid(start, format!("nothing to repeat: a literal {character} is written \\{character}"))
-            }
-            Some(b'{') if self.counts().is_some() => invalid(start, "nothing to repeat: a literal { is written \\{"),
-            _ => {
-                if byte == Some(b'@') {
                     self.no_variable()?;
+                    self.copy(character.len_utf8());
                 }
-                Ok(self.take_char().map(|character| literal(character, flags)))
             }
-        }
-    }
-
-    /// Takes one character of a quotation, or its end.
-    fn quoted(&mut self, flags: Flags) -> Result<Option<Atom>, PatternError> {
-        let start = self.position;
-        if self.take(r"\E") {
-            self.quoting = false;
-            return Ok(None);
-        }
-        if self.peek() == Some(b'\\') {
-            if self.delimiter.is_none() || self.peek_at(1) != self.delimiter {
-                return refuse(start, "a backslash between \\Q and \\E is not supported: end the quotation before it");
-            }
-            self.position += 1;
-        } else if matches!(self.peek(), Some(b'$' | b'@')) {
-            return refuse(start, "Perl reads a variable here: end the quotation before it");
-        }
-        let atom = self.take_char().map(|character| literal(character, flags));
-        if self.take(r"\E") {
-            self.quoting = false;
-        }
-        Ok(atom)
-    }
-
-    /// At a `$` or `@`: whether Perl would read a variable.
-    fn no_variable(&self) -> Result<(), PatternError> {
-        let next = self.peek_at(1);
-        if self.peek() == Some(b'@') {
-            return match next {
-                Some(byte) if byte.is_ascii_alphabetic() || matches!(byte, b'_' | b':' | b'$' | b'{') => {
-                    refuse(self.position, "Perl reads an array here: a literal @ is written \\@")
-                }
-                _ => Ok(()),
-            };
-        }
-        match next {
-            None | Some(b'(' | b')' | b'|' | b' ' | b'\t' | b'\r' | b'\n') => Ok(()),
-            _ => refuse(
-                self.position,
-                "Perl reads a variable here: the end is written (?:$), a literal $ is written \\$",
-            ),
-        }
-    }
-
-    /// At a `{`: the numbers of a quantifier and its length in bytes; none where it is a literal brace.
-    fn counts(&self) -> Option<(&str, Option<&str>, usize)> {
-        let inner = self.rest().strip_prefix('{')?;
-        let inner = inner.get(..inner.find('}')?)?;
-        let (min, max) = match inner.split_once(',') {
-            Some((min, max)) => (min, Some(max)),
-            None => (inner, None),
-        };
-        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        (!min.is_empty() && is_number(min) && max.is_none_or(is_number)).then_some((min, max, inner.len() + 2))
-    }
-
-    /// Takes the quantifier that may follow an element.
-    fn quantified(&mut self, atom: Atom, start: usize, flags: Flags) -> Result<Node, PatternError> {
-        if self.quoting {
-            let (Atom::Repeatable(node) | Atom::Look(node) | Atom::Character(node)) = atom;
-            return Ok(node);
-        }
-        self.skip_ignored(flags)?;
-        let position = self.position;
-        let Some((min, max)) = self.quantifier()? else {
-            let (Atom::Repeatable(node) | Atom::Look(node) | Atom::Character(node)) = atom;
-            return Ok(node);
-        };
-        let node = match atom {
-            Atom::Repeatable(node) => node,
-            Atom::Look(_) => {
-                let what = self.text.get(start..position).unwrap_or_default().trim_end();
-                return refuse(position, format!("nothing to repeat: {what} matches no byte"));
-            }
-            Atom::Character(_) => {
-                let what = self.text.get(start..position).unwrap_or_default().trim_end();
-                return refuse(
-                    position,
-                    format!(
-                        "Perl repeats only the last byte of this character: write (?:{what}) before the quantifier"
-                    ),
-                );
-            }
-        };
-        if max.is_some_and(|max| max < min) {
-            return invalid(position, "the least number of repetitions is larger than the largest");
-        }
-        if max.is_none_or(|max| max > 1) && !node.prefers_bytes() {
-            return refuse(position, "a repetition of what prefers to match nothing is not supported");
-        }
-        self.skip_ignored(flags)?;
-        let lazy = self.take("?");
-        if !lazy && self.peek() == Some(b'+') {
-            return refuse(self.position, "possessive quantifiers are not supported");
-        }
-        self.skip_ignored(flags)?;
-        if matches!(self.peek(), Some(b'*' | b'+' | b'?')) || self.peek() == Some(b'{') && self.counts().is_some() {
-            return invalid(self.position, "nested quantifiers: put a group between them");
-        }
-        Ok(Node::Repeat { node: Box::new(node), min, max, lazy })
-    }
-
-    fn quantifier(&mut self) -> Result<Option<(u32, Option<u32>)>, PatternError> {
-        let start = self.position;
-        match self.peek() {
-            Some(b'*') => {
-                self.position += 1;
-                Ok(Some((0, None)))
-            }
-            Some(b'+') => {
-                self.position += 1;
-                Ok(Some((1, None)))
-            }
-            Some(b'?') => {
-                self.position += 1;
-                Ok(Some((0, Some(1))))
-            }
-            Some(b'{') => match self.counts() {
-                Some((min, max, length)) => {
-                    let number = |text: &str| match text.parse::<u32>() {
-                        Ok(number) if number < 65_535 => Ok(number),
-                        _ => invalid(start, "more repetitions than Perl allows (65534)"),
-                    };
-                    let min = number(min)?;
-                    let max = match max {
-                        None => Some(min),
-                        Some("") => None,
-                        Some(max) => Some(number(max)?),
-                    };
-                    self.position += length;
-                    Ok(Some((min, max)))
-                }
-                None => self.literal_brace().map(|()| None),
-            },
-            _ => Ok(None),
-        }
-    }
-
-    /// At a `{` that is no quantifier in every Perl.
-    fn literal_brace(&self) -> Result<(), PatternError> {
-        let inner = self.rest().get(1..).unwrap_or_default();
-        let inner = inner.get(..inner.find('}').unwrap_or(0)).unwrap_or_default();
-        let compact: String = inner.chars().filter(|character| !matches!(character, ' ' | '\t')).collect();
-        let digits = compact.strip_prefix(',').unwrap_or(&compact);
-        let digits = digits.replacen(',', "", 1);
-        if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return refuse(
-                self.position,
-                "a quantifier to newer versions of Perl, literal to older ones: write {0,N} or {N,M} without blanks, or \\{",
-            );
         }
         Ok(())
     }
 
+    /// At a `$` or `@`: whether Perl would read a variable.
+    fn no_variable(&self) -> Result<(), SubstitutionError> {
+        let next = self.rest().chars().nth(1);
+        match self.peek() {
+            Some('@') if next.is_some_and(reads_array) => {
+                self.refuse(self.position, "Perl reads an array here: a literal @ is written \\@")
+            }
+            Some('$') if !matches!(next, None | Some('(' | ')' | '|' | ' ' | '\t' | '\r' | '\n')) => self.refuse(
+                self.position,
+                "Perl reads a variable here: the end is written (?:$), a literal $ is written \\$",
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// At a `{`, which counts in every Perl and in `regex-syntax`, or is refused.
+    fn count(&mut self) -> Result<(), SubstitutionError> {
+        let inner = self.rest().split_once('}').map_or("", |(inner, _)| inner).get(1..).unwrap_or_default();
+        let (min, max) = inner.split_once(',').unwrap_or((inner, inner));
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if min.is_empty() || !is_number(min) || !is_number(max) {
+            let message = match inner.contains(',') && inner.bytes().all(|byte| b"0123456789, ".contains(&byte)) {
+                true => "write {0,N} or {N,M} without blanks, or \\{: versions of Perl read this differently",
+                false => "a literal { is written \\{",
+            };
+            return self.refuse(self.position, message);
+        }
+        if [min, max].iter().any(|text| !text.is_empty() && text.parse::<u32>().is_ok_and(|number| number > MAX_COUNT))
+        {
+            return self.invalid(self.position, "more repetitions than Perl allows (65534)");
+        }
+        self.copy(inner.len() + 2);
+        Ok(())
+    }
+
     /// At a `(`.
-    fn group(&mut self, flags: Flags) -> Result<Atom, PatternError> {
-        let start = self.position;
+    fn group(&mut self) -> Result<(), SubstitutionError> {
+        const NO_LOOK: &str =
+            "look-around is not supported: match it in a group of its own, and write $1 for what stays";
+        const NO_CODE: &str = "code in a pattern is not supported";
+        const NO_RECURSION: &str = "recursion is not supported";
+        const REFUSED: &[(&str, &str)] = &[
+            ("(*", "backtracking verbs and (*..) are not supported"),
+            ("(?=", NO_LOOK),
+            ("(?!", NO_LOOK),
+            ("(?<=", NO_LOOK),
+            ("(?<!", NO_LOOK),
+            ("(?>", "atomic groups are not supported: (?:..) may do"),
+            ("(?|", "branch reset (?|..) is not supported: use (?:..)"),
+            ("(?(", "conditions (?(..)..) are not supported"),
+            ("(?{", NO_CODE),
+            ("(??{", NO_CODE),
+            ("(?P=", "back-references are not supported"),
+            ("(?P>", NO_RECURSION),
+            ("(?R", NO_RECURSION),
+            ("(?&", NO_RECURSION),
+            ("(?+", NO_RECURSION),
+        ];
+        let (place, rest) = (self.position, self.rest());
+        if let Some((_, message)) = REFUSED.iter().find(|(prefix, _)| rest.starts_with(prefix)) {
+            return self.refuse(place, *message);
+        }
+        let Some(inner) = rest.strip_prefix("(?") else {
+            self.outer.push(self.flags);
+            self.copy(1);
+            return Ok(());
+        };
+        if inner.trim_start_matches('-').starts_with(|first: char| first.is_ascii_digit()) {
+            return self.refuse(place, NO_RECURSION);
+        }
+        if inner.starts_with('#') {
+            let Some(end) = inner.find(')') else { return self.invalid(place, "unclosed comment") };
+            self.position += end + 3;
+            return Ok(());
+        }
+        let name = inner.strip_prefix("P<").or(inner.strip_prefix('<')).map(|name| (name, '>'));
+        if let Some((name, end)) = name.or(inner.strip_prefix('\'').map(|name| (name, '\''))) {
+            return self.named_group(place + rest.len() - name.len(), name, end);
+        }
+        self.position += 2;
+        self.flag_group(place)
+    }
+
+    /// At a group's name, which begins at `place`.
+    fn named_group(&mut self, place: usize, name: &str, end: char) -> Result<(), SubstitutionError> {
+        let name = name.split_once(end).map_or("", |(name, _)| name);
+        let is_word = |byte: u8| byte == b'_' || byte.is_ascii_alphanumeric();
+        if !name.bytes().all(is_word) || name.bytes().next().is_none_or(|first| first.is_ascii_digit()) {
+            return self.invalid(place, "a group's name is letters, digits and _, and does not begin with a digit");
+        }
+        self.outer.push(self.flags);
+        self.emit(self.position, "(?<");
+        self.position = place;
+        self.copy(name.len());
+        self.emit(self.position, ">");
         self.position += 1;
-        let mut inner_flags = flags;
-        let mut number = None;
-        if self.peek() == Some(b'*') {
-            return refuse(start, "backtracking verbs and (*..) are not supported");
-        } else if self.take("?") {
-            match (self.peek(), self.peek_at(1)) {
-                (Some(b'='), _) => return refuse(start, "look-ahead is not supported"),
-                (Some(b'!'), _) => return refuse(start, "negative look-ahead is not supported"),
-                (Some(b'<'), Some(b'=' | b'!')) => return refuse(start, "look-behind is not supported"),
-                (Some(b'>'), _) => return refuse(start, "atomic groups are not supported: (?:..) may do"),
-                (Some(b'|'), _) => return refuse(start, "branch reset (?|..) is not supported: use (?:..)"),
-                (Some(b'('), _) => return refuse(start, "conditions (?(..)..) are not supported"),
-                (Some(b'{' | b'?'), _) => return refuse(start, "code in a pattern is not supported"),
-                (Some(b'R' | b'&' | b'+' | b'0'..=b'9'), _)
-                | (Some(b'P'), Some(b'>'))
-                | (Some(b'-'), Some(b'0'..=b'9')) => {
-                    return refuse(start, "recursion is not supported");
-                }
-                (Some(b'P'), Some(b'=')) => return refuse(start, "back-references are not supported"),
-                (Some(b'<' | b'\''), _) | (Some(b'P'), Some(b'<')) => {
-                    self.take("P");
-                    let end = if self.take("<") { '>' } else { '\'' };
-                    self.take("'");
-                    number = Some(self.named(end)?);
-                }
-                _ => {
-                    inner_flags = self.flag_letters(flags)?;
-                    if !self.take(":") {
-                        return invalid(start, "unclosed group: ( without )");
-                    }
-                }
+        Ok(())
+    }
+
+    /// Behind the `(?` of `(?flags)` or `(?flags:`.
+    fn flag_group(&mut self, place: usize) -> Result<(), SubstitutionError> {
+        let mut flags = self.flags;
+        let reset = self.take("^");
+        if reset {
+            flags = Flags::default();
+        }
+        let (mut on, mut last) = (true, ' ');
+        loop {
+            let Some(letter) = self.peek() else { return self.invalid(place, "unclosed group") };
+            match (letter, flags.named(letter)) {
+                (')' | ':', _) => break,
+                ('-', _) if on && !reset => on = false,
+                ('x', _) if last == 'x' => return self.refuse(self.position, "the flag xx is not supported"),
+                (_, Some(flag)) => *flag = on,
+                _ => return self.refuse(self.position, format!("`{letter}` is none of the flags i, m, s, x")),
             }
+            last = letter;
+            self.position += letter.len_utf8();
+        }
+        let colon = self.take(":");
+        if colon {
+            self.outer.push(self.flags);
         } else {
-            self.groups.push(None);
-            number = Some(self.groups.len());
-        }
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return refuse(start, format!("groups nest deeper than {MAX_DEPTH}"));
-        }
-        let node = self.alternatives(inner_flags)?;
-        self.depth -= 1;
-        if !self.take(")") {
-            return invalid(start, "unclosed group: ( without )");
-        }
-        Ok(Atom::Repeatable(Node::Group(number, Box::new(node))))
-    }
-
-    /// Takes a group's name and what ends it; gives its number.
-    fn named(&mut self, end: char) -> Result<usize, PatternError> {
-        let start = self.position;
-        let length = self.rest().find(end).unwrap_or(0);
-        let name = self.rest().get(..length).unwrap_or_default();
-        let is_name = name
-            .bytes()
-            .enumerate()
-            .all(|(index, byte)| byte == b'_' || byte.is_ascii_alphabetic() || index > 0 && byte.is_ascii_digit());
-        if name.is_empty() || !is_name {
-            return invalid(start, "a group's name is letters, digits and _, and begins with no digit");
-        }
-        let name = name.to_owned();
-        if self.groups.iter().flatten().any(|other| *other == name) {
-            return refuse(start, format!("two groups are named {name}"));
-        }
-        self.position += length + 1;
-        self.groups.push(Some(name));
-        Ok(self.groups.len())
-    }
-
-    /// After a backslash outside of a class.
-    fn escape(&mut self, start: usize, flags: Flags) -> Result<Atom, PatternError> {
-        let Some(character) = self.rest().chars().next() else {
-            return invalid(start, "a backslash at the end");
-        };
-        let look = match character {
-            'A' => Some(Look::TextStart),
-            'z' => Some(Look::TextEnd),
-            'b' => Some(Look::WordBoundary),
-            'B' => Some(Look::NotWordBoundary),
-            _ => None,
-        };
-        if let Some(look) = look {
             self.position += 1;
-            if self.peek() == Some(b'{') && matches!(character, 'b' | 'B') {
-                return refuse(start, format!("\\{character}{{..}} is not supported: \\{character} alone is"));
-            }
-            return Ok(Atom::Look(Node::Look(look)));
         }
-        match character {
-            '1'..='9' => {
-                return refuse(start, "back-references are not supported (a byte by its number: \\x41 or \\o{101})");
+        self.flags = flags;
+        self.emit(place, &format!("(?{}{}", flags.written(), if colon { ':' } else { ')' }));
+        Ok(())
+    }
+
+    /// Takes a backslash and what belongs to it.
+    fn escape(&mut self) -> Result<Member, SubstitutionError> {
+        let place = self.position;
+        self.position += 1;
+        let Some(character) = self.peek() else { return self.invalid(place, "a backslash at the end") };
+        self.position += character.len_utf8();
+        let message = match character {
+            'A' | 'z' | 'd' | 'D' | 'w' | 'W' | 's' | 'S' => return Ok(Member::Set(format!("\\{character}"))),
+            'b' | 'B' if !self.rest().starts_with('{') => return Ok(Member::Set(format!("\\{character}"))),
+            'b' | 'B' => "\\b{..} is not supported: \\b alone is",
+            't' => return Ok(Member::Byte(b'\t')),
+            'n' => return Ok(Member::Byte(b'\n')),
+            'r' => return Ok(Member::Byte(b'\r')),
+            'f' => return Ok(Member::Byte(0x0C)),
+            'a' => return Ok(Member::Byte(0x07)),
+            'x' | 'o' | '0' => return self.number(place, character),
+            '1'..='9' | 'g' | 'k' => "back-references are not supported (a byte by its number: \\x41)",
+            'h' => "\\h is not supported: write [\\t ]",
+            'H' => "\\H is not supported: write [^\\t ]",
+            'v' => "\\v is not supported: write [\\n\\r\\f\\x0B]",
+            'V' => "\\V is not supported: write [^\\n\\r\\f\\x0B]",
+            'N' => "\\N is not supported: write [^\\n], and bytes as \\x41",
+            'R' => "\\R is not supported: write (?:\\r\\n|\\n|\\r)",
+            'Z' => "\\Z is not supported: write \\n?\\z, or $",
+            'K' => "\\K is not supported: put what stays in a group and write $1",
+            'Q' => "\\Q is not supported: write a backslash before each special character",
+            'E' | 'L' | 'U' | 'l' | 'u' | 'F' => {
+                "\\L, \\U, \\l, \\u and \\E stand only in a replacement: write the letters"
             }
-            'N' => {
-                self.position += 1;
-                self.skip_ignored(flags)?;
-                if self.peek() == Some(b'{') && self.counts().is_none() {
-                    return refuse(start, "\\N{..} is not supported: bytes are written \\x41");
+            'e' => "\\e is not supported: write \\x1B",
+            'c' => "\\c is not supported: write the byte by its number, \\x01 for \\cA",
+            'p' | 'P' => "Unicode properties are not supported, data is bytes: write a class such as [A-Za-z]",
+            character if character.is_ascii_alphanumeric() => {
+                return self
+                    .refuse(place, format!("\\{character} is not supported: a literal {character} has no backslash"));
+            }
+            character if character.is_ascii() => return Ok(Member::Byte(character as u8)),
+            character => return Ok(Member::Character(character)),
+        };
+        self.refuse(place, message)
+    }
+
+    /// Takes the digits behind `\x`, `\o` or `\0`.
+    fn number(&mut self, place: usize, kind: char) -> Result<Member, SubstitutionError> {
+        let (radix, most) = if kind == 'x' { (16, 2) } else { (8, 2) };
+        let rest = self.rest();
+        let digits = match rest.strip_prefix('{').filter(|_| kind != '0') {
+            Some(inner) => match inner.split_once('}') {
+                Some((digits, _)) => {
+                    self.position += digits.len() + 2;
+                    digits
                 }
-                return Ok(Atom::Repeatable(Node::Set(ByteSet::single(b'\n').negated())));
+                None => return self.invalid(place, &format!("\\{kind}{{ without }}")),
+            },
+            None if kind == 'o' => return self.invalid(place, "\\o is followed by a number in braces: \\o{101}"),
+            None => {
+                let length = rest.chars().take(most).take_while(|digit| digit.is_digit(radix)).count();
+                self.position += length;
+                rest.get(..length).unwrap_or_default()
             }
-            'Z' => return refuse(start, "\\Z is not supported: write \\n?\\z, or $"),
-            'R' => return refuse(start, "\\R is not supported: write (?:\\r\\n|\\n|\\r)"),
-            'G' | 'X' | 'C' => return refuse(start, format!("\\{character} is not supported")),
-            'K' => return refuse(start, "\\K is not supported: put what stays in a group and write $1"),
-            'g' | 'k' => return refuse(start, "back-references are not supported"),
+        };
+        if kind == '0' && digits.is_empty() {
+            return Ok(Member::Byte(0));
+        }
+        if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
+            return self.invalid(place, &format!("\\{kind} is followed by a number to the base {radix}"));
+        }
+        match u8::from_str_radix(digits, radix) {
+            Ok(byte) => Ok(Member::Byte(byte)),
+            Err(_) => self.refuse(place, "data is bytes, the largest is \\xFF: write a character's bytes in UTF-8"),
+        }
+    }
+
+    /// At a `[`. A class is written byte by byte: `regex-syntax` has operators and nested classes in it, Perl has none.
+    fn class(&mut self) -> Result<(), SubstitutionError> {
+        let place = self.position;
+        self.position += 1;
+        let mut out = String::from(if self.take("^") { "[^" } else { "[" });
+        let mut is_first = true;
+        while is_first || !self.take("]") {
+            is_first = false;
+            let first = self.position;
+            let member = self.member(place)?;
+            // A minus before the end, and one beside a set, stands for itself.
+            let minus = self.rest().starts_with('-') && !self.rest().starts_with("-]");
+            self.position += usize::from(minus);
+            match member {
+                Member::Byte(byte) if !minus => out.push_str(&hex(byte)),
+                Member::Byte(low) => match self.member(place)? {
+                    Member::Byte(high) if low <= high => out.push_str(&format!("{}-{}", hex(low), hex(high))),
+                    Member::Set(set) => out.push_str(&format!("{}\\x2D{set}", hex(low))),
+                    _ => return self.invalid(first, "a range in a class runs backwards"),
+                },
+                Member::Set(set) => {
+                    out.push_str(&set);
+                    if minus && self.rest().starts_with('-') {
+                        return self.refuse(self.position, "a literal - is written \\- here");
+                    }
+                    out.push_str(if minus { "\\x2D" } else { "" });
+                }
+                Member::Character(character) => {
+                    let length = character.len_utf8();
+                    return self.refuse(
+                        first,
+                        format!("`{character}` is {length} bytes, a class matches one: write (?:{character}|..)"),
+                    );
+                }
+            }
+        }
+        out.push(']');
+        self.emit(place, &out);
+        Ok(())
+    }
+
+    /// Takes one member of the class that began at `class`.
+    fn member(&mut self, class: usize) -> Result<Member, SubstitutionError> {
+        let place = self.position;
+        let Some(character) = self.peek() else { return self.invalid(class, "unclosed class: [ without ]") };
+        if character == '\\' {
+            if self.take("\\b") {
+                return Ok(Member::Byte(0x08));
+            }
+            return match self.escape()? {
+                Member::Set(look) if matches!(look.as_str(), "\\A" | "\\z" | "\\B") => {
+                    self.refuse(place, format!("{look} is not supported in a class"))
+                }
+                member => Ok(member),
+            };
+        }
+        if let Some(kind @ (':' | '=' | '.')) = self.rest().strip_prefix('[').and_then(|rest| rest.chars().next())
+            && let Some((name, _)) = self.rest().get(2..).and_then(|rest| rest.split_once(']'))
+            && let Some(name) = name.strip_suffix(kind)
+            && name.bytes().all(|byte| byte == b'^' || byte.is_ascii_alphanumeric())
+        {
+            self.position += name.len() + 4;
+            let (not, name) = name.strip_prefix('^').map_or(("", name), |name| ("^", name));
+            let set = match name {
+                _ if kind != ':' => None,
+                // Under `i`, Perl asks for a letter of either case, also where the class is negated.
+                "upper" | "lower" if self.flags.ignore_case => Some("alpha"),
+                "alpha" | "digit" | "alnum" | "upper" | "lower" | "punct" | "graph" | "print" | "cntrl" | "xdigit"
+                | "ascii" | "space" | "blank" | "word" => Some(name),
+                _ => None,
+            };
+            return match set {
+                Some(set) => Ok(Member::Set(format!("[:{not}{set}:]"))),
+                None => self.invalid(place, "no such POSIX class"),
+            };
+        }
+        self.no_variable()?;
+        self.position += character.len_utf8();
+        Ok(if character.is_ascii() { Member::Byte(character as u8) } else { Member::Character(character) })
+    }
+}
+
+/// Whether Perl reads an array where this follows a `@`.
+pub(super) fn reads_array(next: char) -> bool {
+    next.is_ascii_alphanumeric() || matches!(next, '_' | ':' | '$' | '{' | '\'')
+}
+
+fn hex(byte: u8) -> String {
+    format!("\\x{byte:02X}")
+}
+
+/// Looks at every part of a parsed pattern for what Perl takes otherwise.
+struct Differences<'r> {
+    reader: &'r Reader<'r>,
+    translator: Translator,
+    groups: Vec<Option<String>>,
+}
+
+impl Differences<'_> {
+    fn meaning(&mut self, ast: &Ast) -> Result<Hir, SubstitutionError> {
+        let reader = self.reader;
+        let translated = self.translator.translate(&reader.out, ast);
+        translated.or_else(|error| reader.invalid(reader.place(error.span().start), &error.kind().to_string()))
+    }
+}
+
+impl ast::Visitor for &mut Differences<'_> {
+    type Output = ();
+    type Err = SubstitutionError;
+
+    fn finish(self) -> Result<(), SubstitutionError> {
+        Ok(())
+    }
+
+    fn visit_pre(&mut self, ast: &Ast) -> Result<(), SubstitutionError> {
+        let repetition = match ast {
+            Ast::Group(group) => {
+                match &group.kind {
+                    GroupKind::CaptureIndex(_) => self.groups.push(None),
+                    GroupKind::CaptureName { name, .. } => self.groups.push(Some(name.name.clone())),
+                    GroupKind::NonCapturing(_) => {}
+                }
+                return Ok(());
+            }
+            Ast::Repetition(repetition) => repetition,
+            _ => return Ok(()),
+        };
+        let reader = self.reader;
+        let place = reader.place(repetition.op.span.start);
+        let what = reader.text.get(reader.place(repetition.ast.span().start)..place).unwrap_or_default().trim_end();
+        match &*repetition.ast {
+            Ast::Repetition(inner) if inner.greedy && is_plus(&repetition.op) => {
+                return reader.refuse(place, "possessive quantifiers are not supported: leave out the +");
+            }
+            Ast::Repetition(_) => return reader.invalid(place, "nested quantifiers: put a group between them"),
+            Ast::Assertion(_) => return reader.refuse(place, format!("nothing to repeat: {what} matches no byte")),
+            Ast::Literal(literal) if literal.c.len_utf8() > 1 && literal.kind == LiteralKind::Verbatim => {
+                let message = "Perl repeats only the last byte of this character";
+                return reader.refuse(place, format!("{message}: write (?:{what}) before the quantifier"));
+            }
             _ => {}
         }
-        match self.member_escape(start)? {
-            Some(Member::Byte(byte)) => Ok(Atom::Repeatable(Node::Set(cased(ByteSet::single(byte), flags)))),
-            Some(Member::Set(set)) => Ok(Atom::Repeatable(Node::Set(set))),
-            None => {
-                self.position += character.len_utf8();
-                Ok(literal(character, flags))
-            }
-        }
-    }
-
-    /// After a backslash, in a class or outside: what means the same in both. None, and nothing taken, where the
-    /// character stands for itself.
-    fn member_escape(&mut self, start: usize) -> Result<Option<Member>, PatternError> {
-        let Some(byte) = self.peek() else {
-            return invalid(start, "a backslash at the end");
-        };
-        let set = match byte.to_ascii_lowercase() {
-            b'd' => Some(ByteSet::of(|byte| byte.is_ascii_digit())),
-            b'w' => Some(ByteSet::of(|byte| byte.is_ascii_alphanumeric() || byte == b'_')),
-            b's' => Some(ByteSet::of(|byte| matches!(byte, b'\t'..=b'\r' | b' '))),
-            b'h' => Some(ByteSet::of(|byte| matches!(byte, b'\t' | b' ' | 0xA0))),
-            b'v' => Some(ByteSet::of(|byte| matches!(byte, b'\n'..=b'\r' | 0x85))),
-            _ => None,
-        };
-        if let Some(set) = set {
-            self.position += 1;
-            return Ok(Some(Member::Set(if byte.is_ascii_uppercase() { set.negated() } else { set })));
-        }
-        let single = match byte {
-            b't' => Some(b'\t'),
-            b'n' => Some(b'\n'),
-            b'r' => Some(b'\r'),
-            b'f' => Some(0x0C),
-            b'a' => Some(0x07),
-            b'e' => Some(0x1B),
-            _ => None,
-        };
-        if let Some(byte) = single {
-            self.position += 1;
-            return Ok(Some(Member::Byte(byte)));
-        }
-        let byte = match byte {
-            b'x' => {
-                self.position += 1;
-                self.hexadecimal(start)?
-            }
-            b'0'..=b'7' => self.octal(start)?,
-            b'o' => {
-                self.position += 1;
-                match self.braced() {
-                    Some(digits) => number(digits, 8, start)?,
-                    None => return invalid(start, "\\o is followed by a number in braces: \\o{101}"),
-                }
-            }
-            b'c' => {
-                self.position += 1;
-                match self.peek() {
-                    Some(byte @ (b'@'..=b'_' | b'a'..=b'z' | b'?')) if byte != b'\\' => {
-                        self.position += 1;
-                        byte.to_ascii_uppercase() ^ 64
-                    }
-                    _ => {
-                        return refuse(
-                            start,
-                            "\\c is followed by a letter: other control characters are written \\x1F",
-                        );
-                    }
-                }
-            }
-            b'p' | b'P' => {
-                return refuse(
-                    start,
-                    "Unicode properties are not supported, data is bytes: write a class such as [A-Za-z]",
+        if may_repeat(&repetition.op) {
+            let meaning = self.meaning(&repetition.ast)?;
+            if !prefers_bytes(&meaning) {
+                return self.reader.refuse(
+                    place,
+                    "a repetition of what prefers to match nothing is not supported: make the inner quantifier greedy",
                 );
             }
-            b'Q' | b'E' => return refuse(start, format!("\\{} is not supported here", char::from(byte))),
-            b'L' | b'U' | b'l' | b'u' | b'F' => {
-                return refuse(
-                    start,
-                    format!("\\{} is not supported: write the letters as they are", char::from(byte)),
-                );
-            }
-            byte if byte.is_ascii_alphanumeric() => {
-                let character = char::from(byte);
-                return refuse(start, format!("\\{character} means nothing: a literal {character} has no backslash"));
-            }
-            _ => return Ok(None),
-        };
-        Ok(Some(Member::Byte(byte)))
-    }
-
-    /// Takes `{..}` and gives what is in it.
-    fn braced(&mut self) -> Option<&str> {
-        let inner = self.text.get(self.position..)?.strip_prefix('{')?;
-        let inner = inner.get(..inner.find('}')?)?;
-        self.position += inner.len() + 2;
-        Some(inner)
-    }
-
-    /// After `\x`: `{..}` or up to two digits.
-    fn hexadecimal(&mut self, start: usize) -> Result<u8, PatternError> {
-        if self.peek() == Some(b'{') {
-            return match self.braced() {
-                Some(digits) => number(digits, 16, start),
-                None => invalid(start, "\\x{ without }"),
-            };
         }
-        let length = self.rest().bytes().take(2).take_while(u8::is_ascii_hexdigit).count();
-        if length == 0 {
-            return refuse(start, "\\x is followed by two digits: \\x41");
-        }
-        let value = number(self.rest().get(..length).unwrap_or_default(), 16, start);
-        self.position += length;
-        value
-    }
-
-    /// At the first of up to three octal digits.
-    fn octal(&mut self, start: usize) -> Result<u8, PatternError> {
-        let length = self.rest().bytes().take(3).take_while(|byte| matches!(byte, b'0'..=b'7')).count();
-        let value = number(self.rest().get(..length).unwrap_or_default(), 8, start);
-        self.position += length;
-        value
-    }
-
-    /// After a `[`.
-    fn class(&mut self, start: usize, flags: Flags) -> Result<ByteSet, PatternError> {
-        let negated = self.take("^");
-        let mut set = ByteSet::default();
-        let mut first = true;
-        loop {
-            match self.peek() {
-                None => return invalid(start, "unclosed class: [ without ]"),
-                Some(b']') if !first && !self.quoting => {
-                    self.position += 1;
-                    break;
-                }
-                Some(_) => {}
-            }
-            let position = self.position;
-            let Some(member) = self.member(start, flags)? else { continue };
-            first = false;
-            // A minus before the end, and one beside a set, stands for itself.
-            let minus = !self.quoting && self.peek() == Some(b'-') && self.peek_at(1).is_some_and(|byte| byte != b']');
-            match member {
-                Member::Set(members) => {
-                    set = set.union(members);
-                    if minus {
-                        self.position += 1;
-                        set.insert(b'-');
-                        if self.peek() == Some(b'-') {
-                            return refuse(self.position, "a literal - is written \\- here");
-                        }
-                    }
-                }
-                Member::Byte(byte) if !minus => set.insert(byte),
-                Member::Byte(low) => {
-                    self.position += 1;
-                    match self.member(start, flags)? {
-                        Some(Member::Byte(high)) if low <= high => {
-                            set = set.union(ByteSet::of(|byte| (low..=high).contains(&byte)));
-                        }
-                        Some(Member::Byte(_)) => return invalid(position, "a range in a class runs backwards"),
-                        Some(Member::Set(members)) => {
-                            set = set.union(members);
-                            set.insert(low);
-                            set.insert(b'-');
-                        }
-                        None => return refuse(self.position, "\\Q and \\E are not supported in a range"),
-                    }
-                }
-            }
-        }
-        let set = cased(set, flags);
-        Ok(if negated { set.negated() } else { set })
-    }
-
-    /// Takes one member of a class; none where a quotation begins or ends.
-    fn member(&mut self, class: usize, flags: Flags) -> Result<Option<Member>, PatternError> {
-        let start = self.position;
-        if self.quoting {
-            if self.take(r"\E") {
-                self.quoting = false;
-                return Ok(None);
-            }
-            return match self.quoted(flags)? {
-                Some(_) => self.member_char(start),
-                None => invalid(class, "unclosed class: [ without ]"),
-            };
-        }
-        if self.take(r"\Q") {
-            self.quoting = true;
-            return Ok(None);
-        }
-        if self.take("\\") {
-            if self.take("b") {
-                return Ok(Some(Member::Byte(0x08)));
-            }
-            if let Some(byte @ (b'B' | b'A' | b'z' | b'Z' | b'R' | b'X' | b'N' | b'G' | b'K')) = self.peek() {
-                return refuse(start, format!("\\{} is not supported in a class", char::from(byte)));
-            }
-            return match self.member_escape(start)? {
-                Some(member) => Ok(Some(member)),
-                None => {
-                    let position = self.position;
-                    self.take_char();
-                    self.member_char(position)
-                }
-            };
-        }
-        if self.peek() == Some(b'[')
-            && let Some(kind @ (b':' | b'=' | b'.')) = self.peek_at(1)
-            && let Some(name) = self.posix(kind)
-        {
-            let length = name.len() + 4;
-            let set = if kind == b':' { posix_set(name, flags) } else { None };
-            return match set {
-                Some(set) => {
-                    self.position += length;
-                    Ok(Some(Member::Set(set)))
-                }
-                None => invalid(start, "no such POSIX class"),
-            };
-        }
-        if matches!(self.peek(), Some(b'$' | b'@')) {
-            self.no_variable()?;
-        }
-        self.take_char();
-        self.member_char(start)
-    }
-
-    /// The character just taken, which begins at `start` (or after the backslash there), as a class's member.
-    fn member_char(&self, start: usize) -> Result<Option<Member>, PatternError> {
-        let taken = self.text.get(start..self.position).unwrap_or_default();
-        let taken = taken.strip_suffix(r"\E").filter(|rest| !rest.is_empty()).unwrap_or(taken);
-        match taken.as_bytes() {
-            [byte] | [b'\\', byte] => Ok(Some(Member::Byte(*byte))),
-            _ => {
-                let character = taken.chars().next_back().unwrap_or_default();
-                let length = character.len_utf8();
-                refuse(
-                    start,
-                    format!(
-                        "`{character}` is {length} bytes, a class matches one: write alternatives, (?:{character}|..)"
-                    ),
-                )
-            }
-        }
-    }
-
-    /// At a `[` and one of `:`, `=`, `.`: what stands before the same and `]`.
-    fn posix(&self, kind: u8) -> Option<&str> {
-        let inner = self.rest().get(2..)?;
-        let length = inner.bytes().take_while(|&byte| byte == b'^' || byte.is_ascii_alphanumeric()).count();
-        let end = inner.as_bytes().get(length..length + 2)?;
-        (end == [kind, b']']).then(|| inner.get(..length)).flatten()
+        Ok(())
     }
 }
 
-/// A character of the configuration: its bytes in UTF-8.
-fn literal(character: char, flags: Flags) -> Atom {
-    let mut buffer = [0; 4];
-    let mut nodes: Vec<Node> =
-        character.encode_utf8(&mut buffer).bytes().map(|byte| Node::Set(cased(ByteSet::single(byte), flags))).collect();
-    match nodes.pop() {
-        Some(node) if nodes.is_empty() => Atom::Repeatable(node),
-        last => {
-            nodes.extend(last);
-            Atom::Character(Node::Sequence(nodes))
+fn is_plus(op: &RepetitionOp) -> bool {
+    op.kind == RepetitionKind::OneOrMore
+}
+
+fn may_repeat(op: &RepetitionOp) -> bool {
+    match &op.kind {
+        RepetitionKind::ZeroOrOne => false,
+        RepetitionKind::ZeroOrMore | RepetitionKind::OneOrMore => true,
+        RepetitionKind::Range(RepetitionRange::Exactly(max) | RepetitionRange::Bounded(_, max)) => *max > 1,
+        RepetitionKind::Range(RepetitionRange::AtLeast(_)) => true,
+    }
+}
+
+/// Whether it matches at least a byte whenever it matches.
+fn must_consume(hir: &Hir) -> bool {
+    hir.properties().minimum_len() != Some(0)
+}
+
+/// Whether it matches nothing only where it can't match something. With `g`, Perl looks behind an empty match for one
+/// that is longer, where the crate moves on.
+fn prefers_bytes(hir: &Hir) -> bool {
+    if must_consume(hir) || hir.properties().maximum_len() == Some(0) {
+        return true;
+    }
+    match hir.kind() {
+        HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) | HirKind::Look(_) => true,
+        HirKind::Repetition(repetition) => repetition.greedy && prefers_bytes(&repetition.sub),
+        HirKind::Capture(capture) => prefers_bytes(&capture.sub),
+        HirKind::Concat(parts) => parts.iter().all(prefers_bytes),
+        HirKind::Alternation(parts) => {
+            parts.split_last().is_none_or(|(last, others)| others.iter().all(must_consume) && prefers_bytes(last))
         }
     }
 }
 
-fn cased(set: ByteSet, flags: Flags) -> ByteSet {
-    if flags.ignore_case { set.folded() } else { set }
+/// Whether it may match a line's start at the very end of a text. `leading`: at its own start it can't, since
+/// [`Pattern::find`] drops matches that begin at the end.
+fn may_end_with_line_start(hir: &Hir, leading: bool) -> bool {
+    match hir.kind() {
+        HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) => false,
+        HirKind::Look(look) => *look == Look::StartLF && !leading,
+        HirKind::Repetition(repetition) => may_end_with_line_start(&repetition.sub, false),
+        HirKind::Capture(capture) => may_end_with_line_start(&capture.sub, leading),
+        HirKind::Alternation(parts) => parts.iter().any(|part| may_end_with_line_start(part, leading)),
+        HirKind::Concat(parts) => {
+            let consumed = parts.iter().rposition(must_consume).unwrap_or(0);
+            let nothing_before =
+                |index: usize| parts.iter().take(index).all(|part| part.properties().maximum_len() == Some(0));
+            let mut tail = parts.iter().enumerate().skip(consumed);
+            tail.any(|(index, part)| may_end_with_line_start(part, leading && nothing_before(index)))
+        }
+    }
 }
 
-fn number(digits: &str, radix: u32, start: usize) -> Result<u8, PatternError> {
-    // from_str_radix takes a sign, too.
-    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
-        return invalid(start, format!("`{digits}` is no number to the base {radix}"));
-    }
-    match u8::from_str_radix(digits, radix) {
-        Ok(byte) => Ok(byte),
-        Err(_) => refuse(start, "data is bytes, the largest is \\xFF: write a character's bytes in UTF-8"),
+/// See [`Pattern::unclear`].
+fn groups_in_empty_rounds(hir: &Hir, in_empty_round: bool, groups: &mut Vec<usize>) {
+    match hir.kind() {
+        HirKind::Capture(capture) => {
+            groups.extend(in_empty_round.then(|| usize::try_from(capture.index).unwrap_or(0)));
+            groups_in_empty_rounds(&capture.sub, in_empty_round, groups);
+        }
+        HirKind::Repetition(repetition) => {
+            let is_empty = repetition.max.is_none_or(|max| max > 1) && !must_consume(&repetition.sub);
+            groups_in_empty_rounds(&repetition.sub, in_empty_round || is_empty, groups);
+        }
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => {
+            parts.iter().for_each(|part| groups_in_empty_rounds(part, in_empty_round, groups));
+        }
+        HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) | HirKind::Look(_) => {}
     }
 }
 
-fn posix_set(name: &str, flags: Flags) -> Option<ByteSet> {
-    let (name, negated) = match name.strip_prefix('^') {
-        Some(name) => (name, true),
-        None => (name, false),
-    };
-    let test: fn(u8) -> bool = match name {
-        // Under `i`, Perl asks for a letter of either case, also where the class is negated.
-        "upper" | "lower" if flags.ignore_case => |byte| byte.is_ascii_alphabetic(),
-        "alpha" => |byte| byte.is_ascii_alphabetic(),
-        "digit" => |byte| byte.is_ascii_digit(),
-        "alnum" => |byte| byte.is_ascii_alphanumeric(),
-        "upper" => |byte| byte.is_ascii_uppercase(),
-        "lower" => |byte| byte.is_ascii_lowercase(),
-        "punct" => |byte| byte.is_ascii_punctuation(),
-        "graph" => |byte| byte.is_ascii_graphic(),
-        "print" => |byte| byte.is_ascii_graphic() || byte == b' ',
-        "cntrl" => |byte| byte.is_ascii_control(),
-        "xdigit" => |byte| byte.is_ascii_hexdigit(),
-        "ascii" => |byte| byte.is_ascii(),
-        "space" => |byte| matches!(byte, b'\t'..=b'\r' | b' '),
-        "blank" => |byte| matches!(byte, b'\t' | b' '),
-        "word" => |byte| byte.is_ascii_alphanumeric() || byte == b'_',
-        _ => return None,
-    };
-    let set = ByteSet::of(test);
-    Some(if negated { set.negated() } else { set })
+#[cfg(test)]
+mod tests {
+    use super::super::Substitution;
+
+    /// The message and the rest of the text from where it points.
+    fn error(text: &str) -> (String, &str) {
+        let error = Substitution::parse(text).map(|_| ()).expect_err(text);
+        let rest =
+            text.get(error.offset..).unwrap_or_else(|| panic!("{text}: {} is not a character's place", error.offset));
+        (error.message, rest)
+    }
+
+    #[track_caller]
+    fn assert_refused(text: &str, message: &str, rest: &str) {
+        let (actual, place) = error(text);
+        assert!(actual.contains(message), "{text}: {actual}");
+        assert_eq!(place, rest, "{text}: {actual}");
+    }
+
+    #[test]
+    fn what_perl_has_and_the_crate_has_not_is_refused() {
+        for (pattern, message) in [
+            ("(?=a)", "look-around"),
+            ("(?!a)", "look-around"),
+            ("(?<=a)b", "look-around"),
+            ("(?<!a)b", "look-around"),
+            ("(?>a)", "atomic"),
+            ("(?|a)", "branch reset"),
+            ("(?(1)a)", "conditions"),
+            ("(?{1})", "code"),
+            ("(??{1})", "code"),
+            ("(?R)", "recursion"),
+            ("(?1)", "recursion"),
+            ("(?-1)", "recursion"),
+            ("(?+1)", "recursion"),
+            ("(?&n)", "recursion"),
+            ("(?P>n)", "recursion"),
+            ("(?P=n)", "back-references"),
+            ("(*FAIL)", "verbs"),
+            ("(?a)", "none of the flags"),
+            ("(?\u{fc})", "none of the flags"),
+            ("(?xx)", "xx"),
+            (r"\1", "back-references"),
+            (r"\g1", "back-references"),
+            (r"\k<n>", "back-references"),
+            (r"\Ga", r"\G"),
+            (r"\ha", r"[\t ]"),
+            (r"\Va", r"[^\n\r\f\x0B]"),
+            (r"\ea", r"\x1B"),
+            (r"\cAa", r"\x01"),
+            (r"\Qa\E", r"\Q"),
+            (r"[\Qa]", r"\Q"),
+            (r"[\h]", r"[\t ]"),
+            (r"[\A]", "in a class"),
+            (r"\Lx", "only in a replacement"),
+            ("{foo}", r"\{"),
+            ("{}", r"\{"),
+            (r"\Ka", r"\K"),
+            (r"\Ra", r"\R"),
+            (r"\Xa", r"\X"),
+            (r"\Z", r"\n?\z"),
+            (r"\pL", "properties"),
+            (r"\N{U+41}", r"[^\n]"),
+            (r"\b{wb}", r"\b{..}"),
+            (r"\x{100}", "bytes"),
+            (r"\x{20ac}", "bytes"),
+            (r"\o{777}", "bytes"),
+            (r"[\o{777}]", "bytes"),
+            (r"[\777]", "by its number"),
+            (r"\Ua", r"\U"),
+            (r"\Ea", r"\E"),
+            (r"\ya", r"\y is not supported"),
+            ("{2}{,3}", "versions of Perl"),
+            ("$x", "variable"),
+            ("${x}", "variable"),
+            ("@x", "array"),
+            ("[\u{fc}]", "is 2 bytes"),
+        ] {
+            let pattern = format!("a{pattern}");
+            // Not all of them would be wrong at the start of a pattern.
+            let text = format!("s~{}~b~", if pattern.starts_with("a{") { &pattern[1..] } else { &pattern });
+            let (actual, rest) = error(&text);
+            assert!(actual.contains(message), "{text}: {actual}");
+            assert!(text.len() - rest.len() >= 2, "{text}: the place is in the pattern");
+        }
+        assert_refused("s/ab++/x/", "possessive", "+/x/");
+        assert_refused("s/ab{2}+/x/", "possessive", "+/x/");
+        assert_refused("s/ab{,3}/x/", "versions of Perl", "{,3}/x/");
+        assert_refused("s/ab{ 1, 3 }/x/", "versions of Perl", "{ 1, 3 }/x/");
+        assert_refused("s/a^*/x/", "matches no byte", "*/x/");
+        assert_refused("s/a\u{fc}+/x/", "write (?:\u{fc})", "+/x/");
+        assert_refused("s/a[\\w--]/x/", "\\-", "-]/x/");
+        assert_refused("s/a[\\w--]/x/", "\\-", "-]/x/");
+        assert_refused("s/(a??)+/x/", "prefers to match nothing", "+/x/");
+        assert_refused("s/( ?:a)/x/x", "nothing to repeat", "?:a)/x/x");
+        for pattern in ["x*?", "|a", "^\\s*|,", "(?:a??|b)"] {
+            assert_refused(&format!("s~{pattern}~x~g"), "flag g", &format!("{pattern}~x~g"));
+            assert!(Substitution::parse(&format!("s~{pattern}~x~")).is_ok());
+        }
+        for pattern in ["(^|,)\\s*", "\\n^", "a*^", "(?:a|)^"] {
+            assert_refused(&format!("s~{pattern}~x~m"), "flag m", &format!("{pattern}~x~m"));
+            assert!(Substitution::parse(&format!("s~{pattern}~x~")).is_ok());
+        }
+        for pattern in ["^", "^\\s*", "(^)b*", "(^|,)\\s*a", "\\n^a", "^$", "(?:^a)?b*"] {
+            assert!(Substitution::parse(&format!("s~{pattern}~x~m")).is_ok(), "{pattern}");
+        }
+        assert_refused("s/(?:a??)+/x/", "prefers to match nothing", "+/x/");
+        assert_refused("s/(?<n>a)(?<n>b)/x/", "duplicate capture group name", "n>b)/x/");
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_shown_where() {
+        let (message, rest) = error("s/ab(c/x/");
+        assert_eq!(message, "regex parse error:\n    ab(c\n      ^\nerror: unclosed group");
+        assert_eq!(rest, "(c/x/");
+        assert_refused("s/ab)/x/", "unopened group", ")/x/");
+        assert_refused("s/ab[c/x/", "unclosed class", "[c/x/");
+        assert_refused("s/a[z-a]/x/", "backwards", "z-a]/x/");
+        assert_refused("s/a|*/x/", "repetition operator missing expression", "*/x/");
+        assert_refused("s/a**/x/", "nested quantifiers", "*/x/");
+        assert_refused("s/a{3,2}/x/", "the start must be <= the end", "{3,2}/x/");
+        assert_refused("s/a[[:alhpa:]]/x/", "POSIX", "[:alhpa:]]/x/");
+        assert_refused("s/a(?<1>b)/x/", "name", "1>b)/x/");
+        assert_refused("s/a(?#b/x/", "comment", "(?#b/x/");
+        assert_refused("s/a(?ib/x/", "none of the flags", "b/x/");
+        assert_refused(r"s/a\x{4/x/", r"\x{ without }", r"\x{4/x/");
+        assert_refused(r"s/a\xg/x/", "to the base 16", r"\xg/x/");
+    }
+
+    #[test]
+    fn large_patterns_are_refused() {
+        assert_refused("s/((a{999}){999}){999}/x/", "too large", "((a{999}){999}){999}/x/");
+        assert_refused("s/a{65535}/x/", "65534", "{65535}/x/");
+        let nested = format!("s/{}a{}/x/", "(".repeat(20_000), ")".repeat(20_000));
+        assert!(error(&nested).0.contains("nested"));
+        let allowed = format!("s/{}a{}/x/", "(".repeat(100), ")".repeat(100));
+        assert!(Substitution::parse(&allowed).is_ok());
+    }
 }

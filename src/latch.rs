@@ -1,33 +1,32 @@
-//! A flag that is set once and that threads can wait for, also beside channels.
+//! A flag that is set once and that threads can wait for, also beside channels: how everything that waits is told to stop.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use parking_lot::Mutex;
 
-/// See the module.
-#[derive(Debug)]
+/// Clones are the same flag.
+#[derive(Debug, Clone)]
 pub struct Latch {
     /// Nothing is ever sent: the flag is set by closing the channel.
-    open: Mutex<Option<Sender<Infallible>>>,
+    open: Arc<Mutex<Option<Sender<Infallible>>>>,
     set: Receiver<Infallible>,
 }
 
 impl Default for Latch {
     fn default() -> Self {
         let (open, set) = bounded(0);
-        Latch { open: Mutex::new(Some(open)), set }
+        Latch { open: Arc::new(Mutex::new(Some(open))), set }
     }
 }
 
 impl Latch {
-    /// Sets the flag.
     pub fn set(&self) {
         self.open.lock().take();
     }
 
-    /// Whether it is set.
     pub fn is_set(&self) -> bool {
         self.set.try_recv() == Err(TryRecvError::Disconnected)
     }
@@ -49,12 +48,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_waits_is_woken() {
+    fn waiting_threads_are_woken() {
         let latch = Latch::default();
         assert!(!latch.wait(Duration::from_millis(1)));
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| latch.wait(Duration::from_secs(60)));
-            latch.set();
+            latch.clone().set();
             assert!(waiter.join().unwrap());
         });
         assert!(latch.is_set());

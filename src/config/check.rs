@@ -1,0 +1,280 @@
+//! Checks what takes all files to know, and makes the [`Config`].
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::address::Address;
+use super::error::{ConfigError, ConfigErrors};
+use super::keys::{Key, Scope};
+use super::parse::{Draft, Parser, Report, Settings};
+use super::pattern::{Glob, QueuePattern};
+use super::{Config, DEFAULT_MAX_JOB_SIZE, DEFAULT_PREFETCH, ForwardConfig, LogTarget, Priority};
+use crate::stages::Stages;
+
+/// One source of a draft: a forward, or a pattern that makes forwards at run time.
+struct Flow<'d> {
+    draft: &'d Draft,
+    source: &'d Address,
+    canonical: Address,
+    pattern: Option<Glob>,
+}
+
+/// All flows, and what is known of queues. Addresses are canonical here.
+struct Flows<'d> {
+    all: Vec<Flow<'d>>,
+    /// The forward that takes from a queue.
+    explicit: HashMap<Address, usize>,
+    /// The status queue and reject queues, which no pattern matches.
+    special: HashSet<Address>,
+}
+
+impl Parser {
+    /// # Errors
+    /// Everything that is wrong, in the order of the files and lines.
+    pub(super) fn finish(mut self, paths: &[PathBuf]) -> Result<Config, ConfigErrors> {
+        let (globals, drafts, report) = (&self.globals, &self.drafts, &mut self.report);
+        check_kinds(drafts, report);
+        let flows = Flows::new(drafts, globals.address(Key::StatusQueue), report);
+        check_status_queue(&flows, globals, report);
+        check_loops(&flows, report);
+        if drafts.is_empty() && report.errors.is_empty() {
+            let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+            let message = "no forward is configured: a line `SOURCE = DESTINATION` makes one";
+            report.error(ConfigError::of_file(names.join(", "), message));
+        }
+        let warnings = std::mem::take(&mut report.warnings);
+        if !report.errors.is_empty() {
+            report.errors.sort_by_key(|(order, offset, _)| (*order, *offset));
+            let errors = std::mem::take(&mut report.errors).into_iter().map(|(_, _, error)| error).collect();
+            return Err(ConfigErrors { errors, warnings });
+        }
+        let (forwards, patterns) = flows.build();
+        Ok(Config {
+            logfile: globals.path(Key::Logfile).map_or(LogTarget::Stdout, LogTarget::from_text),
+            debug: globals.number(Key::Debug).and_then(|level| u8::try_from(level).ok()).unwrap_or(0),
+            pidfile: globals.path(Key::Pidfile).map(PathBuf::from),
+            max_job_size: usize_of(globals, Key::MaxJobSize, DEFAULT_MAX_JOB_SIZE),
+            statusqueue: globals.address(Key::StatusQueue).cloned(),
+            metricsfile: globals.path(Key::MetricsFile).map(PathBuf::from),
+            forwards,
+            patterns,
+            warnings,
+        })
+    }
+}
+
+fn usize_of(settings: &Settings, key: Key, default: usize) -> usize {
+    settings.number(key).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+}
+
+/// Options that fit one kind of forward only; which kind it is may stand below them.
+fn check_kinds(drafts: &[Draft], report: &mut Report) {
+    for draft in drafts {
+        let Some(asynchronous) = draft.settings.is_asynchronous() else { continue };
+        for setting in &draft.settings.0 {
+            let name = setting.key.name();
+            match (setting.key.entry().scope, draft.settings.first(Key::Async)) {
+                (Scope::Asynchronous, Some(given)) if !asynchronous => {
+                    let line = given.spot.place().line;
+                    let why = format!("this one has `async = 0` in line {line}");
+                    report.wrong(&setting.spot, format!("`{name}` is for asynchronous forwards only: {why}"));
+                }
+                (Scope::Synchronous, _) if asynchronous => {
+                    let message = format!("`{name}` is for synchronous forwards only: those with `async = 0`");
+                    report.wrong(&setting.spot, message);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The status queue is the proxy's own: a forward that takes from it takes the questions away, and a reject queue there
+/// would have its jobs answered and dropped.
+fn check_status_queue(flows: &Flows<'_>, globals: &Settings, report: &mut Report) {
+    let (Some(setting), Some(status)) = (globals.first(Key::StatusQueue), globals.address(Key::StatusQueue)) else {
+        return;
+    };
+    let named = format!("{status} is the status queue ({})", setting.spot.place());
+    let is_status = |address: &Address| address.canonical() == status.canonical();
+    for Flow { draft, source, .. } in &flows.all {
+        if is_status(source) {
+            report.wrong(&draft.spot, format!("{named}: no forward may take from it"));
+        }
+        let reject = draft.settings.first(Key::RejectQueue);
+        if let Some(reject) = reject.filter(|_| draft.settings.address(Key::RejectQueue).is_some_and(is_status)) {
+            report.wrong(&reject.spot, format!("{named}: it keeps no jobs, reject to another one"));
+        }
+    }
+}
+
+/// A queue that reaches itself, over any number of forwards: a depth-first walk, in which each loop has a step back to a
+/// forward that is on the way. Reported at the loop's last forward in the order of the lines.
+fn check_loops(flows: &Flows<'_>, report: &mut Report) {
+    // Whether a forward that was met is on the way.
+    let mut met: Vec<Option<bool>> = vec![None; flows.all.len()];
+    for start in 0..flows.all.len() {
+        let mut way: Vec<Step> = Vec::new();
+        let mut arrived = Some(start).filter(|start| met[*start].is_none());
+        loop {
+            if let Some(flow) = arrived.take() {
+                met[flow] = Some(true);
+                way.push((flow, flows.next(flow), None));
+            }
+            let Some((flow, steps, left)) = way.last_mut() else { break };
+            let Some((next, target)) = steps.pop() else {
+                met[*flow] = Some(false);
+                way.pop();
+                continue;
+            };
+            *left = Some(target);
+            match met[next] {
+                None => arrived = Some(next),
+                Some(true) => report_loop(flows, way.iter().skip_while(|step| step.0 != next).collect(), report),
+                Some(false) => {}
+            }
+        }
+    }
+}
+
+/// A forward on a way, the steps from it that are not tried yet, and the queue it was left for.
+type Step = (usize, Vec<(usize, Address)>, Option<Address>);
+
+fn report_loop(flows: &Flows<'_>, mut way: Vec<&Step>, report: &mut Report) {
+    let last = way.iter().enumerate().max_by_key(|(_, step)| step.0).map_or(0, |(index, _)| index);
+    way.rotate_left(last);
+    let Flow { source, draft, .. } = &flows.all[way[0].0];
+    let queues: Vec<String> =
+        way.iter().filter_map(|step| step.2.as_ref()).map(|queue| format!(" -> {queue}")).collect();
+    let other = |step: &&Step| format!(", the forward at {}", flows.all[step.0].draft.spot.place());
+    let others: String = way[1..].iter().map(other).collect();
+    let with = others.replacen(", ", ", with ", 1);
+    report.wrong(&draft.spot, format!("forwarding loop: {source}{}{with}", queues.concat()));
+}
+
+impl<'d> Flows<'d> {
+    /// Reports forwards that are given twice.
+    fn new(drafts: &'d [Draft], status: Option<&Address>, report: &mut Report) -> Flows<'d> {
+        let mut flows = Flows { all: Vec::new(), explicit: HashMap::new(), special: HashSet::new() };
+        let mut first: HashMap<Address, &Draft> = HashMap::new();
+        let rejects = drafts.iter().filter_map(|draft| draft.settings.address(Key::RejectQueue));
+        flows.special.extend(rejects.chain(status).map(Address::canonical));
+        for (draft, source) in drafts.iter().flat_map(|draft| draft.sources.iter().map(move |source| (draft, source))) {
+            let canonical = source.canonical();
+            if let Some(first) = first.get(&canonical) {
+                let place = first.spot.place();
+                let message =
+                    format!("a forward from {source} is given twice, first at {place}: a queue has one forward");
+                report.wrong(&draft.spot, message);
+                continue;
+            }
+            first.insert(canonical.clone(), draft);
+            let pattern = source.queue.contains(['*', '?']).then(|| Glob::new(&source.queue, false)).flatten();
+            if pattern.is_none() {
+                flows.explicit.insert(canonical.clone(), flows.all.len());
+            }
+            flows.all.push(Flow { draft, source, canonical, pattern });
+        }
+        flows
+    }
+
+    /// Whether a pattern takes from a queue of its server.
+    fn takes(&self, pattern: &Flow<'_>, queue: &str) -> bool {
+        let address = pattern.canonical.with_queue(queue);
+        let known = self.explicit.contains_key(&address) || self.special.contains(&address);
+        !known && pattern.pattern.as_ref().is_some_and(|pattern| pattern.matches(queue))
+    }
+
+    /// The forwards to which jobs can get from one, each once, with the queue by which they get there.
+    fn next(&self, index: usize) -> Vec<(usize, Address)> {
+        let flow = &self.all[index];
+        let Draft { destinations, settings, .. } = flow.draft;
+        let mut found: Vec<(usize, Address)> = Vec::new();
+        for target in destinations.iter().chain(settings.address(Key::RejectQueue)) {
+            let keeps = target.queue.is_empty();
+            let target = if keeps { target.with_queue(&flow.source.queue) } else { target.clone() };
+            let canonical = target.canonical();
+            match &flow.pattern {
+                Some(pattern) if keeps => {
+                    let there = |(index, other): (usize, &Flow<'_>)| {
+                        let meets = match &other.pattern {
+                            Some(other) => other.intersects(pattern),
+                            None => self.takes(flow, &other.source.queue),
+                        };
+                        let known = if other.pattern.is_some() { &target } else { other.source };
+                        (meets && other.canonical.server == canonical.server).then(|| (index, known.clone()))
+                    };
+                    found.extend(self.all.iter().enumerate().filter_map(there));
+                }
+                _ => {
+                    let takes = |other: &&Flow<'_>| {
+                        other.canonical.server == canonical.server && self.takes(other, &canonical.queue)
+                    };
+                    let by_pattern = || self.all.iter().position(|other| takes(&other));
+                    let next = self.explicit.get(&canonical).copied().or_else(by_pattern);
+                    found.extend(next.map(|next| (next, target)));
+                }
+            }
+        }
+        let mut seen = HashSet::new();
+        found.retain(|(next, _)| seen.insert(*next));
+        found.reverse();
+        found
+    }
+
+    fn build(&self) -> (Vec<ForwardConfig>, Vec<QueuePattern>) {
+        let (mut forwards, mut patterns) = (Vec::new(), Vec::new());
+        for Flow { draft, source, canonical, pattern } in &self.all {
+            let template = template(draft, source);
+            let Some(pattern) = pattern else {
+                forwards.push(template.named(&source.queue));
+                continue;
+            };
+            let known = self.explicit.keys().chain(&self.special);
+            let here = known.filter(|address| address.server == canonical.server);
+            patterns.push(QueuePattern {
+                server: source.server.clone(),
+                pattern: pattern.clone(),
+                template,
+                excluded: Arc::new(here.map(|address| address.queue.clone()).collect()),
+            });
+        }
+        (forwards, patterns)
+    }
+}
+
+/// The forward of a draft; destinations without a queue are still to be named.
+fn template(draft: &Draft, source: &Address) -> ForwardConfig {
+    let settings = &draft.settings;
+    let asynchronous = settings.is_asynchronous().unwrap_or(true);
+    let workers = usize_of(settings, Key::Worker, 1);
+    let prefetch = if asynchronous { usize_of(settings, Key::Prefetch, DEFAULT_PREFETCH) } else { workers };
+    let seconds = |key| settings.number(key).filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    let mut stages = Stages {
+        decrypt: settings.password(Key::Decrypt),
+        data_callbacks: settings.substitutions(Key::DataCallback),
+        uniq_callbacks: settings.substitutions(Key::UniqCallback),
+        ..Stages::default()
+    };
+    stages.encrypt = settings.password(Key::Encrypt);
+    ForwardConfig {
+        place: draft.spot.place().clone(),
+        source: source.clone(),
+        destinations: draft.destinations.clone(),
+        stages,
+        asynchronous,
+        workers,
+        prefetch,
+        prefetch_is_explicit: settings.first(Key::Prefetch).is_some(),
+        priority: match settings.number(Key::Priority) {
+            Some(0) => Priority::Low,
+            Some(2) => Priority::High,
+            _ => Priority::Normal,
+        },
+        timeout: seconds(Key::Timeout),
+        max_age: seconds(Key::MaxAge),
+        reject_queue: settings.address(Key::RejectQueue).cloned(),
+    }
+}

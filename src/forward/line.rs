@@ -1,0 +1,183 @@
+//! Writing: stages make submissions of jobs, and bytes go out on sockets that another thread may shut down.
+
+use std::io::{self, ErrorKind, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use log::{Level, log_enabled, trace};
+use parking_lot::Mutex;
+use socket2::SockRef;
+
+use super::{LIMITS, Shared};
+use crate::config::{Address, Priority, Server};
+use crate::gearman::admin;
+use crate::gearman::connection::{Connection, ConnectionError};
+use crate::gearman::packet::kind;
+use crate::logging::escaped;
+use crate::notify::Heartbeat;
+use crate::relay::{Batch, Chunk, Event, Job, LineId, Staged, UniqueId};
+use crate::stages::{self, Failure, Scratch, Undeliverable};
+
+/// A write that takes so long has waited for the other side.
+const WAITED: Duration = Duration::from_millis(10);
+
+/// The CPU time that the stages of a job may take.
+const CPU_LIMIT: Duration = Duration::from_secs(10);
+
+/// After so long, or so many bytes, a batch is sent as far as it is staged, and the rest waits again.
+const STAGING: Duration = Duration::from_millis(100);
+const STAGED_BYTES: usize = 1 << 20;
+
+/// send(2) that does not wait, on a socket that others may wait on (Linux).
+const MSG_DONTWAIT: i32 = 0x40;
+
+impl Shared {
+    /// A heartbeat for a thread of this forward.
+    pub(super) fn heartbeat(&self, role: &str) -> Heartbeat {
+        self.common.heartbeats.register(&format!("{}/{role}", self.config.source.queue), super::TURN)
+    }
+
+    /// A new connection to a server, which has answered.
+    pub(super) fn open(&self, server: &Server, client_id: &str) -> Result<Connection, ConnectionError> {
+        let Ok(pass) = self.common.gates.pass(server, &self.ended, LIMITS.answer) else {
+            return Err(ConnectionError::NoAnswer(LIMITS.answer));
+        };
+        let connection = Connection::open(server, client_id, &LIMITS, &self.ended)?;
+        if let Some(pass) = pass {
+            pass.answered();
+        }
+        Ok(connection)
+    }
+
+    /// How many jobs a queue holds, waiting or running, as its server counts; `None` where it doesn't tell.
+    pub(super) fn queue_total(&self, address: &Address) -> Option<u64> {
+        admin::queue(address, &LIMITS, &self.ended).ok().map(|status| status.total)
+    }
+}
+
+/// Runs the stages of a batch.
+pub fn stage(shared: &Shared, scratch: &mut Scratch, batch: Batch) -> Event {
+    let Batch { line, number, destination, jobs } = batch;
+    let queue = shared.config.destinations.get(destination).map_or("", |address| &address.queue);
+    let began = Instant::now();
+    let mut outcomes = Vec::with_capacity(jobs.len());
+    let mut chunk = Chunk::default();
+    let mut unique = Vec::new();
+    for (job, id) in &jobs {
+        let stopped = shared.interrupted.load(Ordering::Relaxed);
+        let enough = !outcomes.is_empty() && (began.elapsed() > STAGING || chunk.len() > STAGED_BYTES);
+        outcomes.push(match stopped || enough {
+            true => Staged::Interrupted,
+            false => stage_one(shared, queue.as_bytes(), scratch, &mut chunk, &mut unique, job, *id),
+        });
+    }
+    Event::Staged { line, number, outcomes, chunk }
+}
+
+fn stage_one(
+    shared: &Shared,
+    queue: &[u8],
+    scratch: &mut Scratch,
+    chunk: &mut Chunk,
+    unique: &mut Vec<u8>,
+    job: &Job,
+    id: UniqueId,
+) -> Staged {
+    let config = &shared.config;
+    let max_size = shared.common.max_job_size;
+    let limits = stages::Limits { max_size, cpu: CPU_LIMIT, stop: &shared.interrupted };
+    let staged = match config.stages.apply(job.data(), scratch, &limits) {
+        Ok(staged) => staged,
+        Err(Failure::Undeliverable(undeliverable)) => return Staged::Undeliverable(undeliverable),
+        Err(Failure::Stopped) => return Staged::Interrupted,
+    };
+    if let (Some(max_age), Some(time)) = (config.max_age, staged.time) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if since > Duration::from_millis(time).saturating_add(max_age) {
+            return Staged::Expired;
+        }
+    }
+    if let Some(warning) = staged.warning {
+        shared.teller.odd_id(warning);
+    }
+    match staged.unique {
+        Some(own) => own.clone_into(unique),
+        None => id.write(unique, job),
+    }
+    if log_enabled!(Level::Trace) {
+        let (handle, unique) = (escaped(job.handle()), escaped(unique));
+        trace!("job {handle} as {unique}: {} becomes {}", escaped(job.data()), escaped(staged.data));
+    }
+    let kind = match (config.asynchronous, config.priority) {
+        (true, Priority::Low) => kind::SUBMIT_JOB_LOW_BG,
+        (true, Priority::Normal) => kind::SUBMIT_JOB_BG,
+        (true, Priority::High) => kind::SUBMIT_JOB_HIGH_BG,
+        (false, Priority::Low) => kind::SUBMIT_JOB_LOW,
+        (false, Priority::Normal) => kind::SUBMIT_JOB,
+        (false, Priority::High) => kind::SUBMIT_JOB_HIGH,
+    };
+    let unchanged = std::ptr::eq(staged.data, job.data());
+    let data = if unchanged { None } else { Some(staged.data) };
+    match chunk.submit(kind, queue, unique, job, data) {
+        Ok(packet) => Staged::Submitted { data: staged.data.len() as u32, packet },
+        Err(_) => Staged::Undeliverable(Undeliverable::OutcomeTooLarge),
+    }
+}
+
+fn stream(place: Option<&Mutex<Option<(u32, Arc<TcpStream>)>>>, generation: u32) -> Option<Arc<TcpStream>> {
+    let place = place?.lock();
+    let (current, stream) = place.as_ref()?;
+    (*current == generation).then(|| Arc::clone(stream))
+}
+
+/// Writes submissions, and tells each time that the destination made room for more.
+pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
+    let Some(stream) = stream(shared.lines.get(line.submitter), line.generation) else {
+        return Event::Written { line, rest: Some(chunk), failed: true };
+    };
+    while !chunk.is_empty() {
+        let began = Instant::now();
+        match (&*stream).write_vectored(&chunk.slices()) {
+            Ok(0) => return Event::Written { line, rest: Some(chunk), failed: true },
+            Ok(count) => {
+                chunk.advance(count);
+                // Only room that had to be waited for shows that somebody reads at the other end.
+                if began.elapsed() >= WAITED {
+                    shared.feed(Event::Progress(line));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return Event::Written { line, rest: Some(chunk), failed: true },
+        }
+    }
+    Event::Written { line, rest: None, failed: false }
+}
+
+/// Writes as much as the socket takes at once.
+pub fn write_without_blocking(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
+    let Some(stream) = stream(shared.lines.get(line.submitter), line.generation) else {
+        return Event::Written { line, rest: Some(chunk), failed: true };
+    };
+    match SockRef::from(&*stream).send_vectored_with_flags(&chunk.slices(), MSG_DONTWAIT) {
+        Ok(count) => {
+            chunk.advance(count);
+            Event::Written { line, rest: Some(chunk), failed: false }
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
+            Event::Written { line, rest: Some(chunk), failed: false }
+        }
+        Err(_) => Event::Written { line, rest: Some(chunk), failed: true },
+    }
+}
+
+/// Writes grabs and acknowledgements.
+pub fn write_source(shared: &Shared, generation: u32, mut bytes: Vec<u8>) -> Event {
+    let written = match stream(Some(&shared.source), generation) {
+        Some(stream) => (&*stream).write_all(&bytes),
+        None => Err(io::ErrorKind::NotConnected.into()),
+    };
+    bytes.clear();
+    Event::SourceWritten { generation, buffer: bytes, failed: written.is_err() }
+}

@@ -1,0 +1,208 @@
+//! Loops that only the job servers can tell: the same server under another name.
+//!
+//! A submission under the id of the job that the proxy itself holds is merged with it, acknowledged, and gone. So each source
+//! connection's client id ends in a token of this process and forward, and before a forward takes jobs it asks its
+//! destination for `workers`: a line with such a token and the destination's queue leads on to that forward. The one whose
+//! step closes a cycle takes no jobs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{LIMITS, Shared, witness};
+use crate::config::{ForwardConfig, Server};
+use crate::gearman::admin;
+
+/// Between looks whether another forward's question to the same server was answered.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Loops {
+    /// Of this process, 16 hex digits.
+    token: String,
+    known: Mutex<Known>,
+    /// The last answer of each server.
+    answers: Mutex<HashMap<Server, Arc<Mutex<Answer>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    last: usize,
+    forwards: HashMap<usize, Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    /// `SOURCE`, for messages.
+    name: String,
+    /// The source's queue.
+    queue: String,
+    /// The forwards that take what this one delivers.
+    leads_to: Vec<usize>,
+}
+
+/// The forwards of this process that a server names as workers.
+#[derive(Debug, Default)]
+struct Answer {
+    asked: Option<Instant>,
+    forwards: Vec<usize>,
+}
+
+impl Default for Loops {
+    fn default() -> Self {
+        let token = format!("{:016x}", witness::random() as u64);
+        Loops { token, known: Mutex::default(), answers: Mutex::default() }
+    }
+}
+
+impl Loops {
+    /// A forward begins; its number.
+    pub fn register(&self, config: &ForwardConfig) -> usize {
+        let mut known = self.known.lock();
+        known.last += 1;
+        let number = known.last;
+        let (name, queue) = (config.source.to_string(), config.source.queue.clone());
+        known.forwards.insert(number, Node { name, queue, leads_to: Vec::new() });
+        number
+    }
+
+    /// A forward has ended.
+    pub fn leave(&self, number: usize) {
+        self.known.lock().forwards.remove(&number);
+    }
+
+    /// What its source connection is called.
+    pub fn client_id(&self, number: usize, queue: &str) -> String {
+        format!("gearman-proxy:{queue}:{}{number:x}", self.token)
+    }
+
+    /// To be asked when the source is connected and before its queue is announced.
+    ///
+    /// # Errors
+    /// The forward closes a loop; its forwards in words.
+    pub fn check(&self, shared: &Shared) -> Result<(), String> {
+        let connected = Instant::now();
+        let address = shared.teller.metrics().destination().1;
+        let workers = self.workers(shared, &address.server, connected);
+        let mut known = self.known.lock();
+        let takes = |number: &usize| known.forwards.get(number).is_some_and(|node| node.queue == address.queue);
+        let leads_to: Vec<usize> = workers.into_iter().filter(takes).collect();
+        if let Some(way) = known.way(&leads_to, shared.number) {
+            return Err(words(&way));
+        }
+        if let Some(node) = known.forwards.get_mut(&shared.number) {
+            node.leads_to = leads_to;
+        }
+        Ok(())
+    }
+
+    /// The forwards of this process among a server's workers. All who connect at one time share one question.
+    fn workers(&self, shared: &Shared, server: &Server, since: Instant) -> Vec<usize> {
+        let answer = Arc::clone(self.answers.lock().entry(server.clone()).or_default());
+        loop {
+            let Some(mut answer) = answer.try_lock_for(LOOK) else {
+                if shared.ended.is_set() {
+                    return Vec::new();
+                }
+                continue;
+            };
+            if answer.asked.is_none_or(|asked| asked < since) {
+                let asked = Instant::now();
+                let mut forwards = Vec::new();
+                // A server that doesn't know the command is not another name of one that is known by it.
+                let outcome = admin::each_worker(server, &LIMITS, &shared.ended, |client_id, _| {
+                    forwards.extend(self.number_in(client_id));
+                });
+                if let Err(error) = outcome {
+                    log::debug!("{server} does not tell its workers: {error}");
+                }
+                *answer = Answer { asked: Some(asked), forwards };
+            }
+            return answer.forwards.clone();
+        }
+    }
+
+    /// The forward with this client id, if it is one of ours.
+    fn number_in(&self, client_id: &str) -> Option<usize> {
+        let (_, token) = client_id.rsplit_once(':')?;
+        usize::from_str_radix(token.strip_prefix(self.token.as_str())?, 16).ok()
+    }
+}
+
+impl Known {
+    /// The names on a way from one of `from` to `to`, beginning and ending with `to`.
+    fn way(&self, from: &[usize], to: usize) -> Option<Vec<&str>> {
+        let name = |number: &usize| self.forwards.get(number).map_or("?", |node| node.name.as_str());
+        let mut came_from: HashMap<usize, usize> = from.iter().map(|&next| (next, to)).collect();
+        let mut todo: Vec<usize> = from.to_vec();
+        while let Some(at) = todo.pop() {
+            if at == to {
+                let mut way = vec![name(&to)];
+                let mut back = came_from.get(&to).copied();
+                while let Some(number) = back.filter(|&number| number != to) {
+                    way.push(name(&number));
+                    back = came_from.get(&number).copied();
+                }
+                way.push(name(&to));
+                way.reverse();
+                return Some(way);
+            }
+            for &next in self.forwards.get(&at).into_iter().flat_map(|node| &node.leads_to) {
+                if let std::collections::hash_map::Entry::Vacant(entry) = came_from.entry(next) {
+                    entry.insert(at);
+                    todo.push(next);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// For log and status: printable, 80 bytes at most.
+fn words(way: &[&str]) -> String {
+    let printable = |character: char| match character {
+        '|' | '\'' | '(' | ')' | '[' | ']' | '{' | '}' | '<' => '_',
+        ' '..='~' => character,
+        _ => '?',
+    };
+    let text: String = format!("forwarding loop: {}", way.join(" -> ")).chars().map(printable).collect();
+    if text.len() <= 80 { text } else { format!("{}...", text.chars().take(77).collect::<String>()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(edges: &[(usize, &[usize])]) -> Known {
+        let node = |&(number, leads_to): &(usize, &[usize])| {
+            (number, Node { name: format!("s{number}"), queue: "q".to_owned(), leads_to: leads_to.to_vec() })
+        };
+        Known { last: edges.len(), forwards: edges.iter().map(node).collect() }
+    }
+
+    #[test]
+    fn the_forward_that_closes_a_cycle_finds_its_way_back() {
+        let known = known(&[(1, &[2]), (2, &[3, 4]), (3, &[]), (4, &[])]);
+        assert_eq!(known.way(&[1], 4), Some(vec!["s4", "s1", "s2", "s4"]));
+        assert_eq!(known.way(&[4], 4), Some(vec!["s4", "s4"]), "a queue to itself");
+        assert_eq!(known.way(&[3], 4), None);
+    }
+
+    #[test]
+    fn only_our_own_workers_count() {
+        let loops = Loops::default();
+        let id = loops.client_id(0x2f, "a:b");
+        assert_eq!(loops.number_in(&id), Some(0x2f));
+        assert_eq!(loops.number_in("gearman-proxy:a:0000000000000000f"), None);
+        assert_eq!(loops.number_in("-"), None);
+    }
+
+    #[test]
+    fn a_loop_is_told_in_words_that_the_status_can_show() {
+        assert_eq!(words(&["a:1/q", "b:1/q", "a:1/q"]), "forwarding loop: a:1/q -> b:1/q -> a:1/q");
+        assert!(words(&["a".repeat(200).as_str()]).len() <= 80);
+    }
+}

@@ -1,0 +1,249 @@
+//! What a relay tells, as counters and lines of the log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use parking_lot::Mutex;
+
+use crate::config::{ForwardConfig, Server};
+use crate::logging::{Limiter, escaped};
+use crate::metrics::ForwardMetrics;
+use crate::outages::{Lost, Outages};
+use crate::relay::{Cause, Reason, Tell};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Teller {
+    metrics: Arc<ForwardMetrics>,
+    outages: Arc<Outages>,
+    /// `SOURCE = DESTINATION`, as lines name the forward.
+    name: String,
+    max_job_size: usize,
+    began: AtomicBool,
+    limiters: Mutex<Limiters>,
+    /// Whether a limiter may have something to tell later.
+    suppressed: AtomicBool,
+}
+
+/// One for each kind of message that may come with each job.
+#[derive(Debug, Default)]
+struct Limiters {
+    rejected: Limiter,
+    expired: Limiter,
+    odd_ids: Limiter,
+    strange: Limiter,
+}
+
+impl Teller {
+    pub fn new(outages: Arc<Outages>, metrics: Arc<ForwardMetrics>, max_job_size: usize) -> Teller {
+        let config = &metrics.config;
+        let destinations: Vec<String> = config.destinations.iter().map(ToString::to_string).collect();
+        Teller {
+            name: format!("{} = {}", config.source, destinations.join(", ")),
+            metrics,
+            outages,
+            max_job_size,
+            began: AtomicBool::new(false),
+            limiters: Mutex::default(),
+            suppressed: AtomicBool::new(false),
+        }
+    }
+
+    pub fn metrics(&self) -> &Arc<ForwardMetrics> {
+        &self.metrics
+    }
+
+    /// The outcome of `uniq_callback` could not be used.
+    pub fn odd_id(&self, warning: &str) {
+        self.limited(
+            |limiters| &mut limiters.odd_ids,
+            |more| {
+                warn!("uniq_callback of forward {}: {warning}{}", self.name, and_more(more));
+            },
+        );
+    }
+
+    /// Tells how many messages were not written, when they have stopped coming.
+    pub fn look(&self, now: Instant) {
+        if !self.suppressed.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut limiters = self.limiters.lock();
+        let Limiters { rejected, expired, odd_ids, strange } = &mut *limiters;
+        for (limiter, about) in [
+            (rejected, "undeliverable jobs"),
+            (expired, "expired jobs"),
+            (odd_ids, "unique ids"),
+            (strange, "errors from the source"),
+        ] {
+            if let Some(more) = limiter.due(now) {
+                info!("forward {}: {more} more messages about {about}", self.name);
+            }
+        }
+    }
+
+    fn limited(&self, limiter: impl FnOnce(&mut Limiters) -> &mut Limiter, write: impl FnOnce(u64)) {
+        let admitted = limiter(&mut self.limiters.lock()).admit(Instant::now());
+        match admitted {
+            Some(more) => write(more),
+            None => self.suppressed.store(true, Ordering::Relaxed),
+        }
+    }
+
+    fn lost(&self, server: &Server, role: &'static str, cause: &Cause, next: String) {
+        self.metrics.troubled(server, &cause.text);
+        let reason = match cause.advice {
+            Some(advice) => format!("{} ({advice})", cause.text),
+            None => cause.text.clone(),
+        };
+        let forward = self.name.clone();
+        self.outages.lost(&Lost { server: server.to_string(), role, kind: cause.kind, reason, forward, next });
+    }
+
+    fn back(&self, server: &Server) {
+        self.metrics.recovered(server);
+        self.outages.back(&server.to_string(), &self.name, self.metrics.waiting().unwrap_or(0));
+    }
+
+    pub fn tell(&self, tell: Tell) {
+        let ForwardConfig { source, destinations, reject_queue, .. } = &self.metrics.config;
+        let destination = |index: usize| destinations.get(index).map_or(&source.server, |address| &address.server);
+        match tell {
+            Tell::Relaying { after } => {
+                self.metrics.set_connected(true);
+                self.back(&source.server);
+                match after {
+                    None if !self.began.swap(true, Ordering::Relaxed) => info!("forwarding {}", self.name),
+                    _ => debug!("forwarding {} again", self.name),
+                }
+            }
+            Tell::Apart => self.metrics.set_connected(false),
+            Tell::SourceLost { cause, retry } => {
+                self.lost(&source.server, "source", &cause, format!("trying again in {}", seconds(retry)));
+            }
+            Tell::DestinationLost { destination: index, cause, alone: true, retry, .. } => {
+                debug!(
+                    "a submitter of {} lost {}: {}; trying again in {}",
+                    self.name,
+                    destination(index),
+                    cause.text,
+                    seconds(retry)
+                );
+            }
+            Tell::DestinationLost { destination: index, cause, held, retry, release, .. } => {
+                let next = match release {
+                    Some(release) if held > 0 => {
+                        format!("holding {held} jobs for {}, trying again in {}", seconds(release), seconds(retry))
+                    }
+                    _ => format!("trying again in {}", seconds(retry)),
+                };
+                self.lost(destination(index), "destination", &cause, next);
+            }
+            Tell::DestinationBack { destination: index, .. } => self.back(destination(index)),
+            Tell::Switched { destination: index } => {
+                self.metrics.set_destination(index);
+                if let Some(address) = destinations.get(index) {
+                    info!("forward {}: trying {address} next", self.name);
+                }
+            }
+            Tell::RejecterLost { cause, held, retry } => {
+                if let Some(address) = reject_queue {
+                    let next = format!("holding {held} undeliverable jobs, trying again in {}", seconds(retry));
+                    self.lost(&address.server, "reject queue", &cause, next);
+                }
+            }
+            Tell::RejecterBack { .. } => {
+                if let Some(address) = reject_queue {
+                    self.back(&address.server);
+                }
+            }
+            Tell::GivenBack { jobs } => {
+                self.metrics.given_back(jobs as u64);
+                debug!("returning {jobs} unacknowledged jobs to {source}");
+            }
+            Tell::Delivered { jobs, bytes_in, bytes_out, waited } => {
+                self.metrics.delivered(jobs, bytes_in, bytes_out);
+                self.metrics.confirmed(waited / u32::try_from(jobs).unwrap_or(u32::MAX), jobs);
+                debug!("{jobs} jobs of {} delivered", self.name);
+            }
+            Tell::Progress => self.metrics.progressed(),
+            Tell::Rejected { handle, reason, moved } => self.rejected(&handle, &reason, moved),
+            Tell::Failed { handle, reason } => {
+                self.metrics.failed();
+                let (handle, reason) = (escaped(&handle), self.words(&reason));
+                self.limited(
+                    |limiters| &mut limiters.rejected,
+                    |more| {
+                        warn!("job {handle} of forward {} failed: {reason}{}", self.name, and_more(more));
+                    },
+                );
+            }
+            Tell::Expired { jobs } => {
+                self.metrics.expired(jobs);
+                self.limited(
+                    |limiters| &mut limiters.expired,
+                    |more| {
+                        info!("forward {}: {} jobs older than max_age dropped", self.name, jobs + more);
+                    },
+                );
+            }
+            Tell::SourceError => self.limited(
+                |limiters| &mut limiters.strange,
+                |more| {
+                    debug!("{source} does not know a job that forward {} ended{}", self.name, and_more(more));
+                },
+            ),
+            Tell::Restarted => warn!("{source} was restarted under the same process id; its jobs get new unique ids"),
+            Tell::Stopped { left } if left > 0 => {
+                warn!("forward {} stopped; {left} unacknowledged jobs return to the source", self.name);
+            }
+            Tell::Stopped { .. } => debug!("forward {} stopped", self.name),
+        }
+    }
+
+    fn rejected(&self, handle: &[u8], reason: &Reason, moved: bool) {
+        let reason = self.words(reason);
+        self.metrics.rejected(&reason);
+        let fate = match &self.metrics.config.reject_queue {
+            Some(address) if moved => format!("moved to {address}"),
+            _ => String::from("failed"),
+        };
+        self.limited(
+            |limiters| &mut limiters.rejected,
+            |more| {
+                warn!(
+                    "job {} of forward {} is undeliverable: {reason}; {fate}{}",
+                    escaped(handle),
+                    self.name,
+                    and_more(more)
+                );
+            },
+        );
+    }
+
+    /// Also for the status: printable ASCII without `|`, `'` and brackets, 80 bytes at most.
+    fn words(&self, reason: &Reason) -> String {
+        match reason {
+            Reason::Stage(undeliverable) => undeliverable.to_string(),
+            Reason::TooLarge { size } => format!("{size} bytes of data, max_job_size is {}", self.max_job_size),
+            Reason::Refused(code) => format!("the destination refused it with {code}"),
+            Reason::Poison => String::from("the destination closed the connection each time it came"),
+            Reason::Timeout => match self.metrics.config.timeout {
+                Some(timeout) => format!("no result within {}", seconds(timeout)),
+                None => String::from("no result in time"),
+            },
+            Reason::Lost(cause) => format!("{}, at the last try", cause.text),
+        }
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f32())
+}
+
+/// The end of a line that stands for others.
+fn and_more(more: u64) -> String {
+    if more == 0 { String::new() } else { format!(" (and {more} more like this)") }
+}

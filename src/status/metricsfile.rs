@@ -1,0 +1,179 @@
+//! The metrics file: the counters in the text format of Prometheus, for node_exporter's textfile collector or anything that
+//! reads a file. No port, no cron job.
+//!
+//! A reader never sees half of it: it is written beside its place and renamed. A symbolic link in its place is replaced, not
+//! followed.
+
+use std::fmt::{Display, Write as _};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Verdict;
+use crate::metrics::{CONFIRMATION_BUCKETS, ForwardMetrics, Metrics, State};
+
+/// How often the file is written.
+pub(super) const INTERVAL: Duration = Duration::from_secs(15);
+
+#[derive(Debug)]
+pub(super) struct MetricsFile {
+    path: PathBuf,
+    /// The log tells of a failure once, and of its end.
+    failed: bool,
+}
+
+impl MetricsFile {
+    pub(super) fn new(path: PathBuf) -> MetricsFile {
+        MetricsFile { path, failed: false }
+    }
+
+    pub(super) fn write(&mut self, metrics: &Metrics) {
+        let (path, written) = (self.path.display(), replace(&self.path, &text(metrics, SystemTime::now())));
+        match &written {
+            Ok(()) if self.failed => log::info!("metrics file {path}: written again"),
+            Err(error) if !self.failed => {
+                let interval = INTERVAL.as_secs();
+                log::warn!(
+                    "metrics file {path} can't be written: {error}; trying again every {interval} s; check its folder"
+                );
+            }
+            _ => {}
+        }
+        self.failed = written.is_err();
+    }
+}
+
+/// Puts a file with this text at `path`, whole or not at all.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    // Not `*.prom`, which a collector would read.
+    let beside = path.with_file_name(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
+    // One that a killed process with this number has left.
+    let _ = fs::remove_file(&beside);
+    let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
+    let written = file
+        .set_permissions(Permissions::from_mode(0o644))
+        .and_then(|()| file.write_all(text.as_bytes()))
+        .and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+/// What is told of each forward: name, type, explanation, and where the value comes from.
+type Family = (&'static str, &'static str, &'static str, fn(&ForwardMetrics) -> Option<f64>);
+
+const FAMILIES: [Family; 16] = [
+    ("state", "gauge", "0 working, 1 connecting for the first time, 2 failed.", |forward| {
+        Some(match forward.state() {
+            State::Working => 0.0,
+            State::Connecting => 1.0,
+            State::Failed => 2.0,
+        })
+    }),
+    ("jobs_total", "counter", "Jobs delivered.", |forward| Some(forward.jobs.get() as f64)),
+    ("received_bytes_total", "counter", "Data of delivered jobs as it came.", |forward| {
+        Some(forward.bytes_in.get() as f64)
+    }),
+    ("sent_bytes_total", "counter", "Data of delivered jobs as it went.", |forward| {
+        Some(forward.bytes_out.get() as f64)
+    }),
+    ("rejected_jobs_total", "counter", "Undeliverable jobs.", |forward| Some(forward.rejected.get() as f64)),
+    ("failed_jobs_total", "counter", "Jobs that were rejected or failed.", |forward| Some(forward.errors.get() as f64)),
+    ("expired_jobs_total", "counter", "Jobs dropped because they were older than max_age.", |forward| {
+        Some(forward.expired.get() as f64)
+    }),
+    ("held_jobs", "gauge", "Jobs taken and not yet acknowledged.", |forward| Some(forward.held() as f64)),
+    ("oldest_held_seconds", "gauge", "Age of the oldest held job, 0 without one.", |forward| {
+        Some(forward.oldest_held().unwrap_or_default().as_secs_f64())
+    }),
+    ("waiting_jobs", "gauge", "Jobs waiting at the source.", |forward| forward.waiting().map(|jobs| jobs as f64)),
+    ("destination_waiting_jobs", "gauge", "Jobs waiting at the destination in use.", |forward| {
+        forward.waiting_there().map(|jobs| jobs as f64)
+    }),
+    ("since_delivery_seconds", "gauge", "Time since the last delivery, absent before the first.", |forward| {
+        forward.last_delivery().map(|time| time.as_secs_f64())
+    }),
+    ("connected_seconds", "gauge", "How long both servers have been connected, 0 while they are not.", |forward| {
+        Some(forward.connected().unwrap_or_default().as_secs_f64())
+    }),
+    ("reconnects_total", "counter", "Sessions after the first.", |forward| Some(forward.reconnects.get() as f64)),
+    ("troubles", "gauge", "Servers of this forward that are unavailable.", |forward| {
+        Some(forward.troubles().len() as f64)
+    }),
+    ("destination_in_use", "gauge", "Place of the destination in use among the configured ones, from 0.", |forward| {
+        Some(forward.destination().0 as f64)
+    }),
+];
+
+/// The whole file.
+fn text(metrics: &Metrics, now: SystemTime) -> String {
+    let mut out = String::new();
+    let verdict = Verdict::of(metrics);
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let wrong_since = metrics.configuration_wrong().map_or(0, seconds);
+    let mut whole = |name: &str, help: &str, value: &dyn Display, labels: &str| {
+        head(&mut out, name, "gauge", help);
+        let _ = writeln!(out, "gearman_proxy_{name}{labels} {value}");
+    };
+    whole("info", "Its version.", &1, concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"));
+    whole("status", "As on the status queue: 0 OK, 1 warning, 2 critical.", &verdict.code, "");
+    whole("written_timestamp_seconds", "When this file was written.", &seconds(now), "");
+    whole("configuration_wrong_since_timestamp_seconds", "When a reload first failed, 0 for none.", &wrong_since, "");
+
+    let forwards: Vec<(String, Arc<ForwardMetrics>)> =
+        metrics.forwards().into_iter().map(|forward| (labels(&forward), forward)).collect();
+    for (name, kind, help, value) in FAMILIES {
+        let mut values = forwards.iter().filter_map(|(labels, forward)| Some((labels, value(forward)?))).peekable();
+        if values.peek().is_some() {
+            head(&mut out, &format!("forward_{name}"), kind, help);
+        }
+        for (labels, value) in values {
+            let _ = writeln!(out, "gearman_proxy_forward_{name}{{{labels}}} {value}");
+        }
+    }
+    if !forwards.is_empty() {
+        head(&mut out, "forward_confirmation_seconds", "histogram", "Time from a job's grab to its confirmation.");
+    }
+    for (labels, forward) in &forwards {
+        let mut line = |suffix: &str, end: &str, value: &dyn Display| {
+            let _ = writeln!(out, "gearman_proxy_forward_confirmation_seconds_{suffix}{{{labels}{end}}} {value}");
+        };
+        let mut count = 0;
+        for (jobs, end) in forward.confirmations.iter().zip(CONFIRMATION_BUCKETS.map(Some).into_iter().chain([None])) {
+            count += jobs.get();
+            let end = end.map_or(String::from("+Inf"), |end| (end as f64 / 1000.0).to_string());
+            line("bucket", &format!(",le=\"{end}\""), &count);
+        }
+        line("sum", "", &(forward.confirmation_milliseconds.get() as f64 / 1000.0));
+        line("count", "", &count);
+    }
+    out
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP gearman_proxy_{name} {help}\n# TYPE gearman_proxy_{name} {kind}");
+}
+
+/// The forward's labels. The destination is the first one that is configured, so that a series outlives a change to another.
+fn labels(forward: &ForwardMetrics) -> String {
+    let source = &forward.config.source;
+    let quoted = |text: &str| {
+        let mut quoted = String::with_capacity(text.len());
+        for character in text.chars() {
+            match character {
+                '"' | '\\' => quoted.extend(['\\', character]),
+                '\n' => quoted.push_str("\\n"),
+                _ => quoted.push(character),
+            }
+        }
+        quoted
+    };
+    let (server, queue) = (quoted(&source.server.to_string()), quoted(&source.queue));
+    let first = forward.destinations().first().map_or(String::new(), |first| quoted(&first.server.to_string()));
+    format!("source=\"{server}\",destination=\"{first}\",queue=\"{queue}\"")
+}

@@ -1,0 +1,231 @@
+//! The answer to `table`: the forwards as a person wants to see them, the worst first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::{REJECTS_WARN, Verdict, label, printable};
+use crate::config::{Address, Server};
+use crate::metrics::{ForwardMetrics, Metrics, State};
+
+/// The largest table, characters and lines, and the one without a size.
+const LARGEST: (usize, usize) = (1000, 500);
+const DEFAULT: (usize, usize) = (120, 500);
+
+/// Room for a queue's name at least, and for the state, characters.
+const MIN_NAME: usize = 12;
+const STATE: usize = 24;
+
+/// The columns of numbers and the room that each takes with the blanks before it.
+const COLUMNS: [(&str, usize); 6] =
+    [("JOBS/S", 9), ("BYTES/S", 9), ("HELD", 7), ("WAITING", 9), ("REJECTED", 10), ("JOBS", 8)];
+
+/// Two questions closer together than this are answered with the same rates.
+const RATE_OVER: Duration = Duration::from_millis(500);
+
+/// Jobs and bytes a second, between two questions.
+#[derive(Debug, Default)]
+pub(super) struct Rates {
+    asked: Option<Instant>,
+    counted: BTreeMap<Address, (u64, u64)>,
+    a_second: BTreeMap<Address, (f64, f64)>,
+}
+
+impl Rates {
+    fn sample(&mut self, metrics: &Metrics, now: Instant) {
+        let elapsed = self.asked.map(|asked| now.saturating_duration_since(asked));
+        if elapsed.is_some_and(|elapsed| elapsed < RATE_OVER) {
+            return;
+        }
+        self.a_second.clear();
+        let mut counted = BTreeMap::new();
+        for forward in metrics.forwards() {
+            let source = forward.config.source.clone();
+            let (jobs, bytes) = (forward.jobs.get(), forward.bytes_out.get());
+            if let (Some(elapsed), Some(before)) = (elapsed, self.counted.get(&source)) {
+                // A reload may have begun again at 0.
+                let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed.as_secs_f64();
+                self.a_second.insert(source.clone(), (rate(jobs, before.0), rate(bytes, before.1)));
+            }
+            counted.insert(source, (jobs, bytes));
+        }
+        (self.counted, self.asked) = (counted, Some(now));
+    }
+}
+
+/// One forward's line.
+struct Row {
+    name: String,
+    numbers: [String; COLUMNS.len()],
+    state: String,
+    /// The larger, the further up.
+    severity: (State, bool),
+}
+
+/// The table in the size that `payload` asks for (`table 120x50`), without a line end behind the last line. It begins as
+/// the answer to `check` does: `0:OK - `.
+pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started: Instant) -> String {
+    let now = Instant::now();
+    rates.sample(metrics, now);
+    let (columns, lines) = size(payload);
+    let verdict = Verdict::of(metrics);
+    let mut out = vec![format!(
+        "{}:{} - gearman-proxy {}, process {}, up {}: {}",
+        verdict.code,
+        verdict.state,
+        env!("CARGO_PKG_VERSION"),
+        std::process::id(),
+        age(now.saturating_duration_since(started)),
+        verdict.summary()
+    )];
+    if !verdict.text.is_empty() {
+        out.push(verdict.text.trim_start().to_owned());
+    }
+
+    // The forwards between the same two servers stand together.
+    let mut groups: Vec<((Server, Server), Vec<Row>)> = Vec::new();
+    for forward in metrics.forwards() {
+        let ends = (forward.config.source.server.clone(), forward.destination().1.server.clone());
+        let row = row(&forward, rates);
+        match groups.iter_mut().find(|(of, _)| *of == ends) {
+            Some((_, rows)) => rows.push(row),
+            None => groups.push((ends, vec![row])),
+        }
+    }
+    for (_, rows) in &mut groups {
+        rows.sort_by_key(|row| std::cmp::Reverse(row.severity));
+    }
+    groups.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.first().map(|row| row.severity)));
+
+    let all: usize = groups.iter().map(|(_, rows)| rows.len()).sum();
+    let longest = groups.iter().flat_map(|(_, rows)| rows).map(|row| row.name.chars().count()).max().unwrap_or(0);
+    let numbers: usize = COLUMNS.iter().map(|(_, width)| width).sum();
+    let width = longest.min(columns.saturating_sub(2 + numbers + STATE).max(MIN_NAME)).max("FORWARD".len());
+    out.push(line("FORWARD", width + 2, &COLUMNS.map(|(title, _)| title.to_owned()), "STATE"));
+    let mut shown = 0;
+    for ((source, destination), rows) in &groups {
+        // A head without a row says nothing, and one line is kept for what is left out.
+        if out.len() + 2 >= lines.max(4) && shown < all {
+            break;
+        }
+        out.push(label(&format!("{source} -> {destination}")));
+        let names = cut_names(rows.iter().map(|row| row.name.as_str()), width);
+        for (row, name) in rows.iter().zip(names) {
+            if out.len() + usize::from(shown + 1 < all) >= lines.max(4) {
+                break;
+            }
+            out.push(line(&format!("  {name}"), width + 2, &row.numbers, &row.state));
+            shown += 1;
+        }
+    }
+    if shown < all {
+        let hidden = all - shown;
+        let seen_failed = verdict.forwards - verdict.working;
+        let rest = if shown >= seen_failed { "all working" } else { "not all of them working" };
+        out.push(format!("... and {hidden} more, {rest}"));
+    }
+    let cut = |line: &String| line.chars().take(columns).collect::<String>();
+    out.iter().map(|line| cut(line).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+fn size(payload: &str) -> (usize, usize) {
+    let asked = payload.split_whitespace().nth(1).and_then(|size| {
+        let (columns, lines) = size.split_once('x')?;
+        Some((columns.parse().ok()?, lines.parse().ok()?))
+    });
+    let (columns, lines): (usize, usize) = asked.unwrap_or(DEFAULT);
+    (columns.clamp(1, LARGEST.0), lines.clamp(1, LARGEST.1))
+}
+
+fn row(forward: &ForwardMetrics, rates: &Rates) -> Row {
+    let (source, (_, destination)) = (&forward.config.source, forward.destination());
+    let name = match source.queue == destination.queue {
+        true => label(&source.queue),
+        false => label(&format!("{} -> {}", source.queue, destination.queue)),
+    };
+    let unknown = || String::from("-");
+    let rate = rates.a_second.get(source);
+    let numbers = [
+        rate.map_or_else(unknown, |rate| short(rate.0)),
+        rate.map_or_else(unknown, |rate| short(rate.1)),
+        forward.held().to_string(),
+        forward.waiting().map_or_else(unknown, |jobs| short(jobs as f64)),
+        short(forward.rejected.get() as f64),
+        short(forward.jobs.get() as f64),
+    ];
+    let troubles = forward.troubles();
+    let first = troubles.iter().min_by_key(|(_, trouble)| trouble.since);
+    let reject = forward.last_reject().filter(|reject| reject.at.elapsed() < REJECTS_WARN);
+    let state = forward.state();
+    let text = match (first, &reject) {
+        (Some((server, trouble)), _) => {
+            let since = age(trouble.since.elapsed());
+            format!("down {since}: {} {}", label(&server.to_string()), printable(&trouble.reason))
+        }
+        (None, _) if state == State::Connecting => String::from("connecting"),
+        (None, Some(reject)) => {
+            format!("working, rejected {} ago: {}", age(reject.at.elapsed()), printable(&reject.reason))
+        }
+        (None, None) => String::from("working"),
+    };
+    Row { name, numbers, state: text, severity: (state, reject.is_some()) }
+}
+
+fn line(name: &str, width: usize, numbers: &[String; COLUMNS.len()], state: &str) -> String {
+    let mut line = format!("{name:width$}");
+    for (number, (_, width)) in numbers.iter().zip(COLUMNS) {
+        line.push_str(&format!("{number:>width$}"));
+    }
+    line + "  " + state
+}
+
+/// Names of at most `width` characters, cut in the middle, no two of them alike.
+fn cut_names<'n>(names: impl Iterator<Item = &'n str>, width: usize) -> Vec<String> {
+    let names: Vec<&str> = names.collect();
+    // What fits stays as it is, so that no other may look like it.
+    let mut taken: BTreeSet<String> =
+        names.iter().filter(|name| name.chars().count() <= width).map(|&name| name.to_owned()).collect();
+    let mut cut = |name: &str| {
+        let characters: Vec<char> = name.chars().collect();
+        if characters.len() <= width {
+            return name.to_owned();
+        }
+        // The same beginning and end: then they are numbered.
+        let numbered = (0..).map(|number| if number == 0 { String::from("~") } else { format!("~{number}~") });
+        for sign in numbered {
+            let room = width.saturating_sub(sign.chars().count());
+            let tail = characters.len() - room / 2;
+            let head = characters.iter().take(room - room / 2);
+            let cut: String = head.copied().chain(sign.chars()).chain(characters.iter().skip(tail).copied()).collect();
+            if taken.insert(cut.clone()) {
+                return cut;
+            }
+        }
+        name.to_owned()
+    };
+    names.iter().map(|name| cut(name)).collect()
+}
+
+/// `3.2`, `950`, `12.3k`, `4.5M`: at most six characters.
+fn short(number: f64) -> String {
+    let (mut number, mut unit) = (number, 0);
+    if number >= 10_000.0 {
+        while number >= 999.95 && unit < 5 {
+            (number, unit) = (number / 1000.0, unit + 1);
+        }
+    }
+    match ["", "k", "M", "G", "T", "P"].get(unit).copied().unwrap_or_default() {
+        "" if number.fract() < 0.05 || number >= 100.0 => format!("{number:.0}"),
+        unit => format!("{number:.1}{unit}"),
+    }
+}
+
+/// `12s`, `3m07s`, `5h02m`, `4d11h`.
+fn age(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}

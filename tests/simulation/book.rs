@@ -302,7 +302,11 @@ impl World<'_> {
         let rejects = self.plan.forwards.iter().any(|f| f.queue == plan.queue && f.reject.is_some());
         let lost_lines = self.forwards.iter().any(|forward| forward.lines_lost >= 3);
         let may = match (plan.kind, plan.outcome, end) {
-            (Kind::Bad | Kind::Poison | Kind::Refused, _, End::Failed) => !rejects,
+            // Moved away, a client that waits is told, too.
+            (Kind::Bad | Kind::Poison | Kind::Refused, _, End::Failed) if rejects => {
+                !is_async && self.book.accounts[class].rejected > 0
+            }
+            (Kind::Bad | Kind::Poison | Kind::Refused, _, End::Failed) => true,
             (Kind::Expired, _, End::Failed) => !is_async,
             (Kind::Good, Outcome::Raises, End::Exception) => !is_async,
             (Kind::Good, Outcome::Fails, End::Failed) => !is_async,

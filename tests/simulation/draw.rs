@@ -41,10 +41,11 @@ pub fn plan(seed: u64) -> Plan {
     draw.forwards();
     if draw.plan.forwards.iter().any(|forward| !forward.asynchronous) {
         // Somebody waits for results.
-        draw.plan.servers.iter_mut().for_each(|server| server.hands = server.hands.max(1));
+        draw.plan.servers.iter_mut().skip(FIRST_DESTINATION).for_each(|server| server.hands = server.hands.max(1));
     }
     draw.orders();
     draw.faults();
+    draw.patience();
     draw.plan
 }
 
@@ -55,6 +56,17 @@ impl Draw {
             latency: random.pick(&[50, 200, 1_000, 20_000, 100_000]),
             rate: random.pick(&[0, 0, 0, 0, 0, 2_000_000, 100_000]),
             size: random.pick(&[4_096, 16_384, 65_536, 65_536, 262_144]),
+        }
+    }
+
+    /// Synchronous jobs may have to wait for each other.
+    fn patience(&mut self) {
+        let plan = &mut self.plan;
+        for order in &plan.orders {
+            let class = plan.classes[order.class];
+            if plan.forwards.iter().any(|forward| forward.queue == class.queue && !forward.asynchronous) {
+                plan.patience += class.run;
+            }
         }
     }
 

@@ -34,6 +34,8 @@ pub struct Pipe {
     start: usize,
     /// Bytes that can be read.
     arrived: usize,
+    /// Of these: in the receiver's own hands already, until a packet is whole; they take no room here.
+    taken: usize,
     /// What is on its way: when the next of it arrives, and how many bytes.
     pieces: VecDeque<(Micros, usize)>,
     /// When the line has sent all that it was given.
@@ -59,6 +61,7 @@ impl Pipe {
             bytes: Vec::new(),
             start: 0,
             arrived: 0,
+            taken: 0,
             pieces: VecDeque::new(),
             free_at: 0,
             ending: None,
@@ -74,7 +77,7 @@ impl Pipe {
         if self.ending.is_some() {
             return usize::MAX;
         }
-        self.line.size.saturating_sub(self.bytes.len() - self.start)
+        self.line.size.saturating_sub(self.bytes.len() - self.start - self.taken)
     }
 
     /// Sends bytes, whether or not there is room. Returns whether this is where the connection is to be cut.
@@ -134,9 +137,15 @@ impl Pipe {
         &self.bytes[self.start..self.start + self.arrived]
     }
 
+    /// The receiver has read all that arrived, and waits for the rest of it.
+    pub fn take(&mut self) {
+        self.taken = self.arrived;
+    }
+
     pub fn consume(&mut self, count: usize) {
         self.start += count;
         self.arrived -= count;
+        self.taken = self.taken.saturating_sub(count);
         if self.start == self.bytes.len() {
             self.bytes.clear();
             self.start = 0;

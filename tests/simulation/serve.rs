@@ -31,6 +31,7 @@ impl World<'_> {
                     if this.up.ended(now).is_some() || (this.up.has_end() && this.up.next_arrival().is_none_or(|at| at <= now)) {
                         self.close_by_server(connection, false);
                     }
+                    self.connections[connection].up.take();
                     break;
                 }
                 Parsed::Nonsense => {

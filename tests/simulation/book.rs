@@ -303,9 +303,8 @@ impl World<'_> {
         let lost_lines = self.forwards.iter().any(|forward| forward.lines_lost >= 3);
         let may = match (plan.kind, plan.outcome, end) {
             // Moved away, a client that waits is told, too.
-            (Kind::Bad | Kind::Poison | Kind::Refused, _, End::Failed) if rejects => {
-                !is_async && self.book.accounts[class].rejected > 0
-            }
+            (Kind::Bad | Kind::Refused, _, End::Failed) if rejects => !is_async && self.book.accounts[class].rejected > 0,
+            (Kind::Poison, _, End::Failed) if rejects => !is_async,
             (Kind::Bad | Kind::Poison | Kind::Refused, _, End::Failed) => true,
             (Kind::Expired, _, End::Failed) => !is_async,
             (Kind::Good, Outcome::Raises, End::Exception) => !is_async,
@@ -431,7 +430,9 @@ impl World<'_> {
         // The destination (of that address) can't merge with what it does not have, or never knew.
         let gone = copy.over || copy.server != last.server;
         let broke = !connection.proxy_open || !connection.server_open || connection.troubled;
-        if !copy.confirmed && broke && gone {
+        // Bytes of a connection that the proxy gave up may come late, after those of the next one.
+        let late = !self.connections[last.connection].proxy_open;
+        if gone && (late || (!copy.confirmed && broke)) {
             return true;
         }
         let source = self.plan.forwards[copy.forward].source;

@@ -62,6 +62,10 @@ impl Draw {
     /// Synchronous jobs may have to wait for each other.
     fn patience(&mut self) {
         let plan = &mut self.plan;
+        if plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Full { .. })) {
+            // A queue whose limit was lifted looks as full as before; it is tried after five minutes.
+            plan.patience += 300 * SECOND;
+        }
         for order in &plan.orders {
             let class = plan.classes[order.class];
             if plan.forwards.iter().any(|forward| forward.queue == class.queue && !forward.asynchronous) {

@@ -152,6 +152,10 @@ impl World<'_> {
         if at < bytes.len() {
             self.book.violations.push(format!("forward {forward} sends a part of a packet to its source"));
         }
+        self.tell(|world| {
+            let this = &world.connections[connection];
+            format!("Forward {forward} has asked for {} jobs on connection {connection} and holds {}.", this.asked, this.held)
+        });
         self.check_bounds(forward, connection);
     }
 
@@ -159,7 +163,8 @@ impl World<'_> {
         let this = &self.connections[connection];
         let plan = &self.plan.forwards[forward];
         // A job on which the destination breaks can be told only with another one beside it.
-        let most = if self.forwards[forward].lines_lost > 0 { plan.prefetch.max(2) } else { plan.prefetch };
+        let poison = self.plan.classes.iter().filter(|class| class.kind == Kind::Poison).count();
+        let most = if self.forwards[forward].lines_lost > 0 { plan.prefetch.max(2 + poison) } else { plan.prefetch };
         if this.asked + this.held > most {
             let (asked, held, prefetch) = (this.asked, this.held, plan.prefetch);
             self.book

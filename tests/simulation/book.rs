@@ -109,6 +109,8 @@ struct Restart {
     at: Micros,
     /// Under the same process id.
     same: bool,
+    /// With its jobs.
+    keeps: bool,
 }
 
 /// See the module.
@@ -147,8 +149,8 @@ impl Book {
         }
     }
 
-    pub fn source_restarted(&mut self, server: usize, at: Micros, same: bool) {
-        self.restarts.push(Restart { server, at, same });
+    pub fn source_restarted(&mut self, server: usize, at: Micros, same: bool, keeps: bool) {
+        self.restarts.push(Restart { server, at, same, keeps });
     }
 }
 
@@ -432,15 +434,17 @@ impl World<'_> {
         let broke = !connection.proxy_open || !connection.server_open || connection.troubled;
         // Bytes of a connection that the proxy gave up may come late, after those of the next one.
         let late = !self.connections[last.connection].proxy_open;
-        if gone && (late || (!copy.confirmed && broke)) {
-            return true;
-        }
         let source = self.plan.forwards[copy.forward].source;
-        let kept = self.book.restarts.iter().any(|restart| restart.server == source && restart.at >= copy.created);
-        if kept {
+        let telling = self.plan.servers[source].tells && self.servers[source].process_id >= 300;
+        let other_id = copy.process != last.process && !telling;
+        if (gone || other_id) && (late || (!copy.confirmed && broke)) {
             return true;
         }
-        let telling = self.plan.servers[source].tells && self.servers[source].process_id >= 300;
+        // It may have been on its way meanwhile.
+        let kept = |restart: &&Restart| restart.server == source && restart.keeps && restart.at + 60 * SECOND >= copy.created;
+        if self.book.restarts.iter().any(|restart| kept(&restart)) {
+            return true;
+        }
         if copy.process != last.process {
             let process = &self.processes[copy.process];
             let in_trouble = self.source_was_in_trouble(source, copy.created);

@@ -436,7 +436,11 @@ impl World<'_> {
         let proven = match forward.source {
             Some((_, connection)) => {
                 let connection = &self.connections[connection];
-                connection.proxy_open && connection.held == 0 && connection.acknowledged == connection.proven
+                let hangs = self.servers[connection.server].hung && connection.down.is_empty();
+                connection.proxy_open
+                    && connection.held == 0
+                    && connection.acknowledged == connection.proven
+                    && (connection.asked == 0 || hangs)
             }
             None => true,
         };

@@ -162,9 +162,11 @@ impl World<'_> {
     fn check_bounds(&mut self, forward: usize, connection: usize) {
         let this = &self.connections[connection];
         let plan = &self.plan.forwards[forward];
+        let odd = self.plan.classes.iter().filter(|class| class.kind == Kind::Poison).count();
+        // Jobs that wait for the reject queue have a limit of their own.
+        let rejects = if plan.reject.is_some() { (plan.prefetch / 2).max(1) } else { 0 };
         // A job on which the destination breaks can be told only with another one beside it.
-        let poison = self.plan.classes.iter().filter(|class| class.kind == Kind::Poison).count();
-        let most = if self.forwards[forward].lines_lost > 0 { plan.prefetch.max(2 + poison) } else { plan.prefetch };
+        let most = if self.forwards[forward].lines_lost > 0 { plan.prefetch.max(2 + odd) } else { plan.prefetch } + rejects;
         if this.asked + this.held > most {
             let (asked, held, prefetch) = (this.asked, this.held, plan.prefetch);
             self.book

@@ -7,10 +7,10 @@ use crate::world::{self, Report};
 /// Tries at most.
 const TRIES: usize = 3_000;
 
-/// Whether two violations are of one kind: the words before the first number.
+/// Whether two violations are of one kind, whatever their numbers are.
 fn alike(one: &str, other: &str) -> bool {
-    let kind = |text: &str| text.split(|letter: char| letter.is_ascii_digit()).next().unwrap_or_default().to_owned();
-    kind(one) == kind(other)
+    let words = |text: &str| text.replace(|letter: char| !letter.is_ascii_alphabetic(), "");
+    words(one) == words(other)
 }
 
 /// Runs a plan; one that panics has failed, too.

@@ -13,6 +13,9 @@ use crate::stages::substitution::Substitution;
 
 const MISSING_SIGN: &str = "the `=` is missing: a line is `key = value`, or a comment that begins with `#`";
 
+const NOT_PERL: &str = "only s/PATTERN/REPLACEMENT/FLAGS is possible here, not Perl code: gearman-proxy-convert turns many \
+                        callbacks into it";
+
 /// Mod-Gearman uses no more of a password, bytes.
 const MAX_PASSWORD: usize = 32;
 
@@ -183,8 +186,7 @@ impl Parser {
         self.in_forward = false;
         self.world_readable = file.world_readable;
         let lines: Vec<Arc<Line>> = file.lines.into_iter().map(Arc::new).collect();
-        let perl = lines.iter().find_map(|line| Some((line, perl(&line.text)?)));
-        if let Some((line, offset)) = perl {
+        if let Some((line, offset)) = lines.iter().find_map(|line| Some((line, perl(&line.text)?))) {
             self.report.order += 1;
             let spot = Spot { order: self.report.order, line: Arc::clone(line), offset };
             let name = line.place.file.display();
@@ -216,7 +218,11 @@ impl Parser {
         };
         if let Some((offset, message)) = broken {
             self.report.wrong(&start.at(offset), message);
-            return self.broken_line(&start.at(whole.offset), whole.text);
+            // It is a forward if it looks like one, lest the options under it be taken for those of the forward above.
+            if whole.text.split(['=', ' ', '\t']).next().is_some_and(|key| key.contains('/')) {
+                self.draft(start, Vec::new(), Vec::new());
+            }
+            return;
         }
         let value = Part::trimmed(behind.unwrap_or_default(), sign + 1);
         let key = Part::trimmed(line.text.get(..sign).unwrap_or_default(), 0);
@@ -233,15 +239,6 @@ impl Parser {
             // Of a line such as `decrypt aGVsbG8=` what stands before the `=` is more than a key.
             let hidden = secret(&line.text).is_some_and(|start| start < key.offset + key.text.len());
             self.report.wrong(&spot, if hidden { MISSING_SIGN.to_owned() } else { unknown(key.text) });
-        }
-    }
-
-    /// Lets a line that can't be read be a forward if it looks like one, lest the options under it be taken for those of
-    /// the forward above.
-    fn broken_line(&mut self, spot: &Spot, text: &str) {
-        let key = text.split(['=', ' ', '\t']).next();
-        if key.is_some_and(|key| key.contains('/')) {
-            self.draft(spot, Vec::new(), Vec::new());
         }
     }
 
@@ -330,14 +327,7 @@ impl Parser {
             let message = format!("`{name}` is given twice, first at {}", first.spot.place());
             return self.report.wrong(spot, message);
         }
-        let value = if value.text.is_empty() {
-            let message = format!("`{name}` has no value: expected {}", key.entry().values);
-            self.report.wrong(&spot.at(value.offset), message);
-            None
-        } else {
-            self.value(spot, key, value)
-        };
-        let setting = Setting { key, spot: spot.clone(), value };
+        let setting = Setting { key, spot: spot.clone(), value: self.value(spot, key, value) };
         match self.drafts.last_mut() {
             Some(draft) if !global => draft.settings.0.push(setting),
             _ => self.globals.0.push(setting),
@@ -347,6 +337,11 @@ impl Parser {
     fn value(&mut self, spot: &Spot, key: Key, value: Part<'_>) -> Option<Value> {
         let text = value.text;
         let number = match &key.entry().kind {
+            _ if text.is_empty() => {
+                let message = format!("`{}` has no value: expected {}", key.name(), key.entry().values);
+                self.report.wrong(&spot.at(value.offset), message);
+                return None;
+            }
             Kind::Words(words) => words.iter().position(|word| *word == text).map(|position| position as u64),
             Kind::Number(range) => digits(text).filter(|number| range.contains(number)),
             Kind::Size(range) => size(text).filter(|bytes| range.contains(bytes)),
@@ -354,7 +349,7 @@ impl Parser {
             kind => {
                 self.doubt(spot, text);
                 return match kind {
-                    Kind::Path => self.output(spot, key, value).map(Value::Path),
+                    Kind::Path => self.output(spot, value).map(Value::Path),
                     Kind::Password => self.password(spot, value).map(|cipher| Value::Password(Box::new(cipher))),
                     Kind::Queue => self.reject_queue(spot, value).map(Value::Address),
                     _ => self.expand(spot, value, Address::parse).map(Value::Address),
@@ -362,11 +357,7 @@ impl Parser {
             }
         };
         if number.is_none() {
-            let comment = if text.contains([' ', '\t']) && text.contains(['#', ';']) {
-                "; a comment has a line of its own"
-            } else {
-                ""
-            };
+            let comment = if text.contains(['#', ';']) { "; a comment has a line of its own" } else { "" };
             let expected = format!("for `{}`: expected {}{comment}", key.name(), key.entry().values);
             let message = format!("invalid value {} {expected}", quoted(text));
             self.wrong_quoting(&spot.at(value.offset), message, &format!("invalid value {expected}"));
@@ -375,17 +366,13 @@ impl Parser {
     }
 
     fn substitution(&mut self, spot: &Spot, value: Part<'_>) -> Option<Substitution> {
-        let is_perl = value.text.strip_prefix("sub").is_some_and(|rest| rest.starts_with(['{', ' ', '\t', '(']));
-        if is_perl {
-            let message = "only s/PATTERN/REPLACEMENT/FLAGS is possible here, not Perl code: gearman-proxy-convert \
-                           turns many callbacks into it";
-            self.report.wrong(&spot.at(value.offset), message);
-            return None;
-        }
-        let wrong = |error: crate::stages::substitution::SubstitutionError| {
-            self.report.wrong(&spot.at(value.offset + error.offset), error.message);
+        let (offset, message) = match Substitution::parse(value.text) {
+            Ok(substitution) => return Some(substitution),
+            Err(_) if value.text.starts_with("sub") => (0, NOT_PERL.to_owned()),
+            Err(error) => (error.offset, error.message),
         };
-        Substitution::parse(value.text).map_err(wrong).ok()
+        self.report.wrong(&spot.at(value.offset + offset), message);
+        None
     }
 
     /// An address, or a queue name alone, on the source's server.
@@ -414,12 +401,12 @@ impl Parser {
     }
 
     /// The path of a file that will be written, or `stdout` and the like.
-    fn output(&mut self, spot: &Spot, key: Key, value: Part<'_>) -> Option<String> {
+    fn output(&mut self, spot: &Spot, value: Part<'_>) -> Option<String> {
         let path = self.path(spot, value)?;
-        let folder = Path::new(&path).parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
-        if let Some(folder) = folder {
-            let folder = quoted(&folder.to_string_lossy());
-            self.report.warn(spot, &format!("the folder {folder} of `{}` does not exist: create it", key.name()));
+        let folder =
+            Path::new(&path).parent().map(|folder| folder.to_string_lossy()).filter(|folder| !folder.is_empty());
+        if let Some(folder) = folder.filter(|folder| !Path::new(folder.as_ref()).is_dir()) {
+            self.report.warn(spot, &format!("the folder {} does not exist: create it", quoted(&folder)));
         }
         Some(path)
     }
@@ -460,11 +447,11 @@ impl Parser {
             self.report.warn(spot, &message);
         }
         let cipher = Cipher::new(password);
-        if let Some(known) = self.ciphers.iter().find(|known| **known == cipher) {
-            return known.clone();
-        }
-        self.ciphers.push(cipher.clone());
-        cipher
+        let known = self.ciphers.iter().position(|known| *known == cipher).unwrap_or_else(|| {
+            self.ciphers.push(cipher);
+            self.ciphers.len() - 1
+        });
+        self.ciphers[known].clone()
     }
 }
 
@@ -472,7 +459,7 @@ impl Parser {
 fn perl(line: &str) -> Option<usize> {
     let (before, after) = line.split_once("$queues")?;
     let is_perl = after.trim_start().strip_prefix("->").is_some_and(|rest| rest.trim_start().starts_with('{'))
-        || before.trim().is_empty() && after.trim_start().strip_prefix('=').is_some_and(|rest| rest.trim() == "{");
+        || after.trim_start().strip_prefix('=').is_some_and(|rest| rest.trim() == "{" || rest.contains("=>"));
     let comment = before.trim_start().starts_with(['#', ';']);
     let callback = before.split_once('=').is_some_and(|(key, _)| keys::find(key.trim()).is_some());
     (is_perl && !comment && !callback).then_some(before.len())

@@ -50,7 +50,7 @@ impl Parser {
             let errors = std::mem::take(&mut report.errors).into_iter().map(|(_, _, error)| error).collect();
             return Err(ConfigErrors { errors, warnings });
         }
-        let (forwards, patterns) = flows.build();
+        let explicit = flows.all.iter().filter(|flow| flow.pattern.is_none());
         Ok(Config {
             logfile: globals.path(Key::Logfile).map_or(LogTarget::Stdout, LogTarget::from_text),
             debug: globals.number(Key::Debug).and_then(|level| u8::try_from(level).ok()).unwrap_or(0),
@@ -58,8 +58,8 @@ impl Parser {
             max_job_size: usize_of(globals, Key::MaxJobSize, DEFAULT_MAX_JOB_SIZE),
             statusqueue: globals.address(Key::StatusQueue).cloned(),
             metricsfile: globals.path(Key::MetricsFile).map(PathBuf::from),
-            forwards,
-            patterns,
+            forwards: explicit.map(|flow| template(flow.draft, flow.source).named(&flow.source.queue)).collect(),
+            patterns: flows.patterns().collect(),
             warnings,
         })
     }
@@ -190,33 +190,25 @@ impl<'d> Flows<'d> {
     /// The forwards to which jobs can get from one, each once, with the queue by which they get there.
     fn next(&self, index: usize) -> Vec<(usize, Address)> {
         let flow = &self.all[index];
-        let Draft { destinations, settings, .. } = flow.draft;
         let mut found: Vec<(usize, Address)> = Vec::new();
-        for target in destinations.iter().chain(settings.address(Key::RejectQueue)) {
-            let keeps = target.queue.is_empty();
-            let target = if keeps { target.with_queue(&flow.source.queue) } else { target.clone() };
+        for target in flow.draft.destinations.iter().chain(flow.draft.settings.address(Key::RejectQueue)) {
+            let kept = flow.pattern.as_ref().filter(|_| target.queue.is_empty());
+            let target = if target.queue.is_empty() { target.with_queue(&flow.source.queue) } else { target.clone() };
             let canonical = target.canonical();
-            match &flow.pattern {
-                Some(pattern) if keeps => {
-                    let there = |(index, other): (usize, &Flow<'_>)| {
-                        let meets = match &other.pattern {
-                            Some(other) => other.intersects(pattern),
-                            None => self.takes(flow, &other.source.queue),
-                        };
-                        let known = if other.pattern.is_some() { &target } else { other.source };
-                        (meets && other.canonical.server == canonical.server).then(|| (index, known.clone()))
-                    };
-                    found.extend(self.all.iter().enumerate().filter_map(there));
-                }
-                _ => {
-                    let takes = |other: &&Flow<'_>| {
-                        other.canonical.server == canonical.server && self.takes(other, &canonical.queue)
-                    };
-                    let by_pattern = || self.all.iter().position(|other| takes(&other));
-                    let next = self.explicit.get(&canonical).copied().or_else(by_pattern);
-                    found.extend(next.map(|next| (next, target)));
-                }
+            if let Some(next) = self.explicit.get(&canonical).filter(|_| kept.is_none()) {
+                found.push((*next, target));
+                continue;
             }
+            let there = |(index, other): (usize, &Flow<'_>)| {
+                let (meets, queue) = match (kept, &other.pattern) {
+                    (Some(kept), Some(pattern)) => (kept.intersects(pattern), &target),
+                    (Some(_), None) => (self.takes(flow, &other.source.queue), other.source),
+                    (None, Some(_)) => (self.takes(other, &target.queue), &target),
+                    (None, None) => return None,
+                };
+                (meets && other.canonical.server == canonical.server).then(|| (index, queue.clone()))
+            };
+            found.extend(self.all.iter().enumerate().filter_map(there));
         }
         let mut seen = HashSet::new();
         found.retain(|(next, _)| seen.insert(*next));
@@ -224,24 +216,17 @@ impl<'d> Flows<'d> {
         found
     }
 
-    fn build(&self) -> (Vec<ForwardConfig>, Vec<QueuePattern>) {
-        let (mut forwards, mut patterns) = (Vec::new(), Vec::new());
-        for Flow { draft, source, canonical, pattern } in &self.all {
-            let template = template(draft, source);
-            let Some(pattern) = pattern else {
-                forwards.push(template.named(&source.queue));
-                continue;
-            };
+    fn patterns(&self) -> impl Iterator<Item = QueuePattern> {
+        self.all.iter().filter_map(|Flow { draft, source, canonical, pattern }| {
             let known = self.explicit.keys().chain(&self.special);
             let here = known.filter(|address| address.server == canonical.server);
-            patterns.push(QueuePattern {
+            Some(QueuePattern {
                 server: source.server.clone(),
-                pattern: pattern.clone(),
-                template,
+                pattern: pattern.clone()?,
+                template: template(draft, source),
                 excluded: Arc::new(here.map(|address| address.queue.clone()).collect()),
-            });
-        }
-        (forwards, patterns)
+            })
+        })
     }
 }
 

@@ -36,7 +36,7 @@ impl Parser {
     pub(super) fn finish(mut self, paths: &[PathBuf]) -> Result<Config, ConfigErrors> {
         let (globals, drafts, report) = (&self.globals, &self.drafts, &mut self.report);
         check_kinds(drafts, report);
-        let flows = Flows::new(drafts, globals.address(Key::StatusQueue), report);
+        let flows = Flows::new(drafts, globals.addresses.get(&Key::StatusQueue), report);
         check_status_queue(&flows, globals, report);
         check_loops(&flows, report);
         if drafts.is_empty() && report.errors.is_empty() {
@@ -52,12 +52,15 @@ impl Parser {
         }
         let explicit = flows.all.iter().filter(|flow| flow.pattern.is_none());
         Ok(Config {
-            logfile: globals.path(Key::Logfile).map_or(LogTarget::Stdout, LogTarget::from_text),
-            debug: globals.number(Key::Debug).and_then(|level| u8::try_from(level).ok()).unwrap_or(0),
-            pidfile: globals.path(Key::Pidfile).map(PathBuf::from),
+            logfile: globals
+                .paths
+                .get(&Key::Logfile)
+                .map_or(LogTarget::Stdout, |path| LogTarget::from_text(path.clone())),
+            debug: globals.numbers.get(&Key::Debug).and_then(|level| u8::try_from(*level).ok()).unwrap_or(0),
+            pidfile: globals.paths.get(&Key::Pidfile).map(PathBuf::from),
             max_job_size: usize_of(globals, Key::MaxJobSize, DEFAULT_MAX_JOB_SIZE),
-            statusqueue: globals.address(Key::StatusQueue).cloned(),
-            metricsfile: globals.path(Key::MetricsFile).map(PathBuf::from),
+            statusqueue: globals.addresses.get(&Key::StatusQueue).cloned(),
+            metricsfile: globals.paths.get(&Key::MetricsFile).map(PathBuf::from),
             forwards: explicit.map(|flow| template(flow.draft, flow.source).named(&flow.source.queue)).collect(),
             patterns: flows.patterns().collect(),
             warnings,
@@ -66,24 +69,24 @@ impl Parser {
 }
 
 fn usize_of(settings: &Settings, key: Key, default: usize) -> usize {
-    settings.number(key).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+    settings.numbers.get(&key).and_then(|number| usize::try_from(*number).ok()).unwrap_or(default)
 }
 
 /// Options that fit one kind of forward only; which kind it is may stand below them.
 fn check_kinds(drafts: &[Draft], report: &mut Report) {
     for draft in drafts {
         let Some(asynchronous) = draft.settings.is_asynchronous() else { continue };
-        for setting in &draft.settings.0 {
-            let name = setting.key.name();
-            match (setting.key.entry().scope, draft.settings.first(Key::Async)) {
+        for (key, spot) in &draft.settings.given {
+            let name = key.name();
+            match (key.entry().scope, draft.settings.spot(Key::Async)) {
                 (Scope::Asynchronous, Some(given)) if !asynchronous => {
-                    let line = given.spot.place().line;
+                    let line = given.place().line;
                     let why = format!("this one has `async = 0` in line {line}");
-                    report.wrong(&setting.spot, format!("`{name}` is for asynchronous forwards only: {why}"));
+                    report.wrong(spot, format!("`{name}` is for asynchronous forwards only: {why}"));
                 }
                 (Scope::Synchronous, _) if asynchronous => {
                     let message = format!("`{name}` is for synchronous forwards only: those with `async = 0`");
-                    report.wrong(&setting.spot, message);
+                    report.wrong(spot, message);
                 }
                 _ => {}
             }
@@ -94,18 +97,18 @@ fn check_kinds(drafts: &[Draft], report: &mut Report) {
 /// The status queue is the proxy's own: a forward that takes from it takes the questions away, and a reject queue there
 /// would have its jobs answered and dropped.
 fn check_status_queue(flows: &Flows<'_>, globals: &Settings, report: &mut Report) {
-    let (Some(setting), Some(status)) = (globals.first(Key::StatusQueue), globals.address(Key::StatusQueue)) else {
+    let (Some(spot), Some(status)) = (globals.spot(Key::StatusQueue), globals.addresses.get(&Key::StatusQueue)) else {
         return;
     };
-    let named = format!("{status} is the status queue ({})", setting.spot.place());
+    let named = format!("{status} is the status queue ({})", spot.place());
     let is_status = |address: &Address| address.canonical() == status.canonical();
     for Flow { draft, source, .. } in &flows.all {
         if is_status(source) {
             report.wrong(&draft.spot, format!("{named}: no forward may take from it"));
         }
-        let reject = draft.settings.first(Key::RejectQueue);
-        if let Some(reject) = reject.filter(|_| draft.settings.address(Key::RejectQueue).is_some_and(is_status)) {
-            report.wrong(&reject.spot, format!("{named}: it keeps no jobs, reject to another one"));
+        let reject = draft.settings.spot(Key::RejectQueue);
+        if let Some(spot) = reject.filter(|_| draft.settings.addresses.get(&Key::RejectQueue).is_some_and(is_status)) {
+            report.wrong(spot, format!("{named}: it keeps no jobs, reject to another one"));
         }
     }
 }
@@ -159,7 +162,7 @@ impl<'d> Flows<'d> {
     fn new(drafts: &'d [Draft], status: Option<&Address>, report: &mut Report) -> Flows<'d> {
         let mut flows = Flows { all: Vec::new(), explicit: HashMap::new(), special: HashSet::new() };
         let mut first: HashMap<Address, &Draft> = HashMap::new();
-        let rejects = drafts.iter().filter_map(|draft| draft.settings.address(Key::RejectQueue));
+        let rejects = drafts.iter().filter_map(|draft| draft.settings.addresses.get(&Key::RejectQueue));
         flows.special.extend(rejects.chain(status).map(Address::canonical));
         for (draft, source) in drafts.iter().flat_map(|draft| draft.sources.iter().map(move |source| (draft, source))) {
             let canonical = source.canonical();
@@ -191,7 +194,7 @@ impl<'d> Flows<'d> {
     fn next(&self, index: usize) -> Vec<(usize, Address)> {
         let flow = &self.all[index];
         let mut found: Vec<(usize, Address)> = Vec::new();
-        for target in flow.draft.destinations.iter().chain(flow.draft.settings.address(Key::RejectQueue)) {
+        for target in flow.draft.destinations.iter().chain(flow.draft.settings.addresses.get(&Key::RejectQueue)) {
             let kept = flow.pattern.as_ref().filter(|_| target.queue.is_empty());
             let target = if target.queue.is_empty() { target.with_queue(&flow.source.queue) } else { target.clone() };
             let canonical = target.canonical();
@@ -236,14 +239,19 @@ fn template(draft: &Draft, source: &Address) -> ForwardConfig {
     let asynchronous = settings.is_asynchronous().unwrap_or(true);
     let workers = usize_of(settings, Key::Worker, 1);
     let prefetch = if asynchronous { usize_of(settings, Key::Prefetch, DEFAULT_PREFETCH) } else { workers };
-    let seconds = |key| settings.number(key).filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    let seconds =
+        |key| settings.numbers.get(&key).filter(|seconds| **seconds > 0).map(|seconds| Duration::from_secs(*seconds));
+    let substitutions = |key| {
+        let of_key = settings.substitutions.iter().filter(|(other, _)| *other == key);
+        of_key.map(|(_, substitution)| substitution.clone()).collect()
+    };
     let mut stages = Stages {
-        decrypt: settings.password(Key::Decrypt),
-        data_callbacks: settings.substitutions(Key::DataCallback),
-        uniq_callbacks: settings.substitutions(Key::UniqCallback),
+        decrypt: settings.ciphers.get(&Key::Decrypt).cloned(),
+        data_callbacks: substitutions(Key::DataCallback),
+        uniq_callbacks: substitutions(Key::UniqCallback),
         ..Stages::default()
     };
-    stages.encrypt = settings.password(Key::Encrypt);
+    stages.encrypt = settings.ciphers.get(&Key::Encrypt).cloned();
     ForwardConfig {
         place: draft.spot.place().clone(),
         source: source.clone(),
@@ -252,14 +260,14 @@ fn template(draft: &Draft, source: &Address) -> ForwardConfig {
         asynchronous,
         workers,
         prefetch,
-        prefetch_is_explicit: settings.first(Key::Prefetch).is_some(),
-        priority: match settings.number(Key::Priority) {
+        prefetch_is_explicit: settings.spot(Key::Prefetch).is_some(),
+        priority: match settings.numbers.get(&Key::Priority) {
             Some(0) => Priority::Low,
             Some(2) => Priority::High,
             _ => Priority::Normal,
         },
         timeout: seconds(Key::Timeout),
         max_age: seconds(Key::MaxAge),
-        reject_queue: settings.address(Key::RejectQueue).cloned(),
+        reject_queue: settings.addresses.get(&Key::RejectQueue).cloned(),
     }
 }

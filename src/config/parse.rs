@@ -1,5 +1,6 @@
 //! Turns lines into settings of the proxy and drafts of forwards, or into what is wrong with them.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -53,67 +54,28 @@ impl<'a> Part<'a> {
     }
 }
 
-#[derive(Debug)]
-enum Value {
-    Number(u64),
-    Path(String),
-    Address(Address),
-    Password(Box<Cipher>),
-    Substitution(Substitution),
-}
-
-/// A line `KEY = VALUE`.
-#[derive(Debug)]
-pub(super) struct Setting {
-    pub(super) key: Key,
-    pub(super) spot: Spot,
-    /// None if it is wrong, which was reported.
-    value: Option<Value>,
-}
-
-/// The settings of the proxy, or of one forward; each key once, but for substitutions.
+/// The settings of the proxy, or of one forward. What is wrong has a spot but no value.
 #[derive(Debug, Default)]
-pub(super) struct Settings(pub(super) Vec<Setting>);
+pub(super) struct Settings {
+    /// In the order of the lines; substitutions may be given more than once.
+    pub(super) given: Vec<(Key, Spot)>,
+    pub(super) numbers: HashMap<Key, u64>,
+    pub(super) paths: HashMap<Key, String>,
+    pub(super) addresses: HashMap<Key, Address>,
+    pub(super) ciphers: HashMap<Key, Cipher>,
+    pub(super) substitutions: Vec<(Key, Substitution)>,
+}
 
 impl Settings {
-    pub(super) fn first(&self, key: Key) -> Option<&Setting> {
-        self.0.iter().find(|setting| setting.key == key)
-    }
-
-    fn value(&self, key: Key) -> Option<&Value> {
-        self.first(key)?.value.as_ref()
-    }
-
-    pub(super) fn number(&self, key: Key) -> Option<u64> {
-        if let Value::Number(number) = self.value(key)? { Some(*number) } else { None }
-    }
-
-    pub(super) fn path(&self, key: Key) -> Option<String> {
-        if let Value::Path(path) = self.value(key)? { Some(path.clone()) } else { None }
-    }
-
-    pub(super) fn address(&self, key: Key) -> Option<&Address> {
-        if let Value::Address(address) = self.value(key)? { Some(address) } else { None }
-    }
-
-    pub(super) fn password(&self, key: Key) -> Option<Cipher> {
-        if let Value::Password(cipher) = self.value(key)? { Some(cipher.as_ref().clone()) } else { None }
-    }
-
-    pub(super) fn substitutions(&self, key: Key) -> Vec<Substitution> {
-        let substitution = |setting: &Setting| match &setting.value {
-            Some(Value::Substitution(substitution)) if setting.key == key => Some(substitution.clone()),
-            _ => None,
-        };
-        self.0.iter().filter_map(substitution).collect()
+    /// Where a key is given first.
+    pub(super) fn spot(&self, key: Key) -> Option<&Spot> {
+        self.given.iter().find(|(given, _)| *given == key).map(|(_, spot)| spot)
     }
 
     /// None if that is not known, because `async` is wrong.
     pub(super) fn is_asynchronous(&self) -> Option<bool> {
-        match self.first(Key::Async) {
-            Some(_) => self.number(Key::Async).map(|number| number == 1),
-            None => Some(true),
-        }
+        let given = self.numbers.get(&Key::Async).map(|number| *number == 1);
+        if self.spot(Key::Async).is_some() { given } else { Some(true) }
     }
 }
 
@@ -311,10 +273,9 @@ impl Parser {
 
     fn option(&mut self, spot: &Spot, key: Key, value: Part<'_>) {
         let name = key.name();
-        let global = key.entry().scope == Scope::Global;
-        let given = match self.drafts.last() {
-            _ if global => &self.globals,
-            Some(draft) if self.in_forward => &draft.settings,
+        let given = match self.drafts.last_mut() {
+            _ if key.entry().scope == Scope::Global => &mut self.globals,
+            Some(draft) if self.in_forward => &mut draft.settings,
             _ => {
                 let message = format!(
                     "`{name}` is a forward's option and stands before any forward: it belongs under a line \
@@ -323,37 +284,43 @@ impl Parser {
                 return self.report.wrong(spot, message);
             }
         };
-        if let Some(first) = given.first(key).filter(|_| !key.takes_substitution()) {
-            let message = format!("`{name}` is given twice, first at {}", first.spot.place());
+        if let Some(first) = given.spot(key).filter(|_| !key.takes_substitution()) {
+            let message = format!("`{name}` is given twice, first at {}", first.place());
             return self.report.wrong(spot, message);
         }
-        let setting = Setting { key, spot: spot.clone(), value: self.value(spot, key, value) };
+        given.given.push((key, spot.clone()));
+        // Out of its place for as long as the parser reads on its behalf.
+        let mut settings = std::mem::take(given);
+        self.value(spot, key, value, &mut settings);
         match self.drafts.last_mut() {
-            Some(draft) if !global => draft.settings.0.push(setting),
-            _ => self.globals.0.push(setting),
+            Some(draft) if key.entry().scope != Scope::Global => draft.settings = settings,
+            _ => self.globals = settings,
         }
     }
 
-    fn value(&mut self, spot: &Spot, key: Key, value: Part<'_>) -> Option<Value> {
-        let text = value.text;
-        let number = match &key.entry().kind {
-            _ if text.is_empty() => {
-                let message = format!("`{}` has no value: expected {}", key.name(), key.entry().values);
-                self.report.wrong(&spot.at(value.offset), message);
-                return None;
-            }
+    fn value(&mut self, spot: &Spot, key: Key, value: Part<'_>, settings: &mut Settings) {
+        let (text, kind) = (value.text, &key.entry().kind);
+        if text.is_empty() {
+            let message = format!("`{}` has no value: expected {}", key.name(), key.entry().values);
+            return self.report.wrong(&spot.at(value.offset), message);
+        }
+        if matches!(kind, Kind::Path | Kind::Address | Kind::Queue | Kind::Password) {
+            self.doubt(spot, text);
+        }
+        let number = match kind {
             Kind::Words(words) => words.iter().position(|word| *word == text).map(|position| position as u64),
             Kind::Number(range) => digits(text).filter(|number| range.contains(number)),
             Kind::Size(range) => size(text).filter(|bytes| range.contains(bytes)),
-            Kind::Substitution => return self.substitution(spot, value).map(Value::Substitution),
-            kind => {
-                self.doubt(spot, text);
-                return match kind {
-                    Kind::Path => self.output(spot, value).map(Value::Path),
-                    Kind::Password => self.password(spot, value).map(|cipher| Value::Password(Box::new(cipher))),
-                    Kind::Queue => self.reject_queue(spot, value).map(Value::Address),
-                    _ => self.expand(spot, value, Address::parse).map(Value::Address),
-                };
+            Kind::Substitution => {
+                return settings.substitutions.extend(self.substitution(spot, value).map(|s| (key, s)));
+            }
+            Kind::Path => return settings.paths.extend(self.output(spot, value).map(|path| (key, path))),
+            Kind::Password => return settings.ciphers.extend(self.password(spot, value).map(|cipher| (key, cipher))),
+            Kind::Queue => return settings.addresses.extend(self.reject_queue(spot, value).map(|queue| (key, queue))),
+            Kind::Address => {
+                return settings
+                    .addresses
+                    .extend(self.expand(spot, value, Address::parse).map(|address| (key, address)));
             }
         };
         if number.is_none() {
@@ -362,7 +329,7 @@ impl Parser {
             let message = format!("invalid value {} {expected}", quoted(text));
             self.wrong_quoting(&spot.at(value.offset), message, &format!("invalid value {expected}"));
         }
-        number.map(Value::Number)
+        settings.numbers.extend(number.map(|number| (key, number)));
     }
 
     fn substitution(&mut self, spot: &Spot, value: Part<'_>) -> Option<Substitution> {
@@ -427,18 +394,12 @@ impl Parser {
         let path = Part::trimmed(path, value.offset + "file:".len());
         let name = self.path(spot, path)?;
         let shown = quoted(&name);
-        match read_password(&name) {
-            Ok(file) => {
-                if file.world_readable {
-                    self.report.warn(spot, &format!("password file {shown} is world-readable: run chmod o-r"));
-                }
-                Some(self.cipher(spot, &file.password))
-            }
-            Err(reason) => {
-                self.report.wrong(&spot.at(path.offset), format!("password file {shown} {reason}"));
-                None
-            }
+        let wrong = |reason| self.report.wrong(&spot.at(path.offset), format!("password file {shown} {reason}"));
+        let (password, world_readable) = read_password(&name).map_err(wrong).ok()?;
+        if world_readable {
+            self.report.warn(spot, &format!("password file {shown} is world-readable: run chmod o-r"));
         }
+        Some(self.cipher(spot, &password))
     }
 
     fn cipher(&mut self, spot: &Spot, password: &[u8]) -> Cipher {

@@ -465,7 +465,7 @@ fn what_is_legal_but_hardly_meant_is_a_warning() {
         ("h/a = h/b\nencrypt = 12345678901234567890123456789012\n", vec![]),
         ("h/a = h/b\nencrypt = 123456789012345678901234567890123\n", vec![long]),
         ("$s = x\nh/a = h/b\nencrypt = ${s}\n", vec!["the password is a variable's name: passwords are not expanded"]),
-        ("h/a = h/b\nlogfile = ~x\n", vec!["`~` is not expanded: write the whole path"]),
+        ("h/a = h/b\nlogfile = ~/x\n", vec!["`~` is not expanded: write the whole path"]),
         ("h/a = h/b\nlogfile = no/x\n", vec!["the folder `no` does not exist: create it"]),
         ("h/a = h/b\npidfile = /no/x\n", vec!["the folder `/no` does not exist: create it"]),
         ("h/a = h/b\nmetricsfile = no/x\n", vec!["the folder `no` does not exist: create it"]),

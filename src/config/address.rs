@@ -67,7 +67,9 @@ impl fmt::Display for AddressError {
 
 impl std::error::Error for AddressError {}
 
-fn wrong<T>(offset: usize, message: impl Into<String>) -> Result<T, AddressError> {
+pub(super) type Parsed<T> = Result<T, AddressError>;
+
+fn wrong<T>(offset: usize, message: impl Into<String>) -> Parsed<T> {
     Err(AddressError { message: message.into(), offset })
 }
 
@@ -103,7 +105,7 @@ impl Address {
 ///
 /// # Errors
 /// See [`Address::parse`].
-pub(super) fn sources(text: &str) -> Result<Vec<Address>, AddressError> {
+pub(super) fn sources(text: &str) -> Parsed<Vec<Address>> {
     let (server, queue, offset) = split(text)?;
     let names = match queue.split_once('{') {
         None => vec![queue.to_owned()],
@@ -130,7 +132,7 @@ pub(super) fn sources(text: &str) -> Result<Vec<Address>, AddressError> {
 ///
 /// # Errors
 /// See [`Address::parse`].
-pub(super) fn destinations(text: &str) -> Result<Vec<Address>, AddressError> {
+pub(super) fn destinations(text: &str) -> Parsed<Vec<Address>> {
     let mut found: Vec<Address> = Vec::new();
     let mut offset = 0;
     for piece in text.replace('\t', " ").split(", ") {
@@ -149,7 +151,7 @@ pub(super) fn destinations(text: &str) -> Result<Vec<Address>, AddressError> {
 }
 
 /// The server, the queue as written and where it begins.
-fn split(text: &str) -> Result<(Server, &str, usize), AddressError> {
+fn split(text: &str) -> Parsed<(Server, &str, usize)> {
     if text.is_empty() {
         return wrong(0, format!("an address is missing: {FORM}"));
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::address::{self, Address, AddressError, check_written};
+use super::address::{self, Address, AddressError, Parsed, check_written};
 use super::error::{ConfigError, Place, quoted, secret};
 use super::keys::{self, KEYS, Key, Kind, Scope};
 use super::source::{ConfigFile, Line, read_password};
@@ -222,12 +222,7 @@ impl Parser {
 
     /// Expands a value and reads it. None if it is wrong, which was reported: what `read` finds, at its spot in the text
     /// as written.
-    fn expand<T>(
-        &mut self,
-        spot: &Spot,
-        part: Part<'_>,
-        read: impl FnOnce(&str) -> Result<T, AddressError>,
-    ) -> Option<T> {
+    fn expand<T>(&mut self, spot: &Spot, part: Part<'_>, read: impl FnOnce(&str) -> Parsed<T>) -> Option<T> {
         let expanded = match self.variables.expand(part.text) {
             Ok(expanded) => expanded,
             Err(ExpansionError::Reported) => return None,
@@ -372,7 +367,7 @@ impl Parser {
         let path = self.path(spot, value)?;
         let folder =
             Path::new(&path).parent().map(|folder| folder.to_string_lossy()).filter(|folder| !folder.is_empty());
-        if let Some(folder) = folder.filter(|folder| !Path::new(folder.as_ref()).is_dir()) {
+        if let Some(folder) = folder.filter(|folder| !folder.starts_with('~') && !Path::new(folder.as_ref()).is_dir()) {
             self.report.warn(spot, &format!("the folder {} does not exist: create it", quoted(&folder)));
         }
         Some(path)

@@ -74,22 +74,18 @@ fn usize_of(settings: &Settings, key: Key, default: usize) -> usize {
 
 /// Options that fit one kind of forward only; which kind it is may stand below them.
 fn check_kinds(drafts: &[Draft], report: &mut Report) {
-    for draft in drafts {
-        let Some(asynchronous) = draft.settings.is_asynchronous() else { continue };
-        for (key, spot) in &draft.settings.given {
-            let name = key.name();
-            match (key.entry().scope, draft.settings.spot(Key::Async)) {
-                (Scope::Asynchronous, Some(given)) if !asynchronous => {
-                    let line = given.place().line;
-                    let why = format!("this one has `async = 0` in line {line}");
-                    report.wrong(spot, format!("`{name}` is for asynchronous forwards only: {why}"));
+    for Draft { settings, .. } in drafts {
+        let Some(asynchronous) = settings.is_asynchronous() else { continue };
+        let line = settings.spot(Key::Async).map_or(0, |spot| spot.place().line);
+        for (key, spot) in &settings.given {
+            let only = match key.entry().scope {
+                Scope::Asynchronous if !asynchronous => {
+                    format!("asynchronous forwards only: this one has `async = 0` in line {line}")
                 }
-                (Scope::Synchronous, _) if asynchronous => {
-                    let message = format!("`{name}` is for synchronous forwards only: those with `async = 0`");
-                    report.wrong(spot, message);
-                }
-                _ => {}
-            }
+                Scope::Synchronous if asynchronous => "synchronous forwards only: those with `async = 0`".to_owned(),
+                _ => continue,
+            };
+            report.wrong(spot, format!("`{}` is for {only}", key.name()));
         }
     }
 }

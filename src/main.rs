@@ -75,14 +75,14 @@ fn with_config(cli: &Cli, work: impl FnOnce(Config) -> io::Result<u8>) -> io::Re
     }
 }
 
-/// An output whose reader may leave, as in `gearman-proxy --check | head`: that is no failure.
+/// An output whose reader may leave, as in `gearman-proxy --check | head`: that is not a failure.
 struct Readable<W>(W);
 
 impl<W: Write> Write for Readable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .write(bytes)
-            .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(bytes.len()) } else { Err(error) })
+        let left =
+            |error: io::Error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(bytes.len()) } else { Err(error) };
+        self.0.write(bytes).or_else(left)
     }
 
     fn flush(&mut self) -> io::Result<()> {

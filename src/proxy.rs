@@ -119,12 +119,14 @@ pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
 }
 
 fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), ProxyError> {
+    // Before the pid file: who reads it may send a signal at once.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let pidfile = pidfile(cli, &config)?;
     // Whatever needs a system call that is refused from here on is done; the log's thread gets the filter too.
     if let Err(reason) = sandbox::apply() {
         warn!("the kernel does not restrict this process: {reason}; running without its seccomp filter");
     }
-    let signals = signals()?;
+    let signals = received(signals)?;
     let settings = Settings { max_job_size: config.max_job_size, ..Settings::default() };
     let mut proxy = Proxy {
         cli,
@@ -166,8 +168,7 @@ fn pidfile(cli: &Cli, config: &Config) -> Result<Option<PidFile>, PidFileError> 
 
 /// A channel of the signals that are meant for us. At the second SIGTERM or SIGINT its thread ends the process by itself, so
 /// that nothing that blocks, neither the main thread nor the log, can keep it.
-fn signals() -> io::Result<Receiver<i32>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+fn received(mut signals: Signals) -> io::Result<Receiver<i32>> {
     let (sender, receiver) = unbounded();
     thread::Builder::new().name("signals".to_string()).spawn(move || {
         let mut first: Option<Instant> = None;
@@ -368,7 +369,7 @@ mod tests {
     fn a_second_signal_ends_the_process_whatever_blocks() {
         const CHILD: &str = "GEARMAN_PROXY_TEST_SIGNALS";
         if std::env::var_os(CHILD).is_some() {
-            let _received = signals().unwrap();
+            let _received = received(Signals::new([SIGTERM, SIGINT, SIGHUP]).unwrap()).unwrap();
             eprintln!("waiting");
             loop {
                 thread::park();

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::{Address, Config, ForwardConfig};
-use crate::stages::{Explanation, Limits, StageOutcome, SubstitutionOutcome};
+use crate::stages::{Explanation, Limits, Step};
 
 /// Of each step's data this much is shown, bytes.
 const MAX_SHOWN: usize = 4096;
@@ -43,14 +43,14 @@ pub fn run(
 fn known(config: &Config, out: &mut impl Write) -> io::Result<u8> {
     writeln!(out, "the forwards of this configuration:")?;
     for forward in &config.forwards {
-        writeln!(out, "    {}", forward.source)?;
+        writeln!(out, "    {}", harmless(&forward.source))?;
     }
     Ok(2)
 }
 
 fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl Write) -> io::Result<u8> {
     let ForwardConfig { place, source, destination, .. } = forward;
-    writeln!(out, "forward: {source} -> {destination} ({place})")?;
+    writeln!(out, "forward: {} -> {} ({})", harmless(source), harmless(destination), harmless(place))?;
     writeln!(out, "job: {}", bytes(data.len()))?;
     show(data, out)?;
     if data.len() > config.max_job_size {
@@ -72,7 +72,7 @@ fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl
         }
         Err(error) => {
             let fate = match &forward.reject_queue {
-                Some(queue) => format!("the job would go to {queue} as it came"),
+                Some(queue) => format!("the job would go to {} as it came", harmless(queue)),
                 None => String::from("the job would be failed: there is no reject_queue"),
             };
             writeln!(out, "undeliverable: {error}; {fate}")?;
@@ -100,15 +100,14 @@ fn tell_rest(forward: &ForwardConfig, explanation: &Explanation, out: &mut impl 
     }
 }
 
-fn tell(number: usize, step: &StageOutcome, out: &mut impl Write) -> io::Result<()> {
-    match &step.substitution {
-        None => write!(out, "{number}. {}: ", step.stage)?,
-        Some(SubstitutionOutcome { text, kept_off, matches, matched }) => {
-            // As it stands in the configuration, but for what a terminal would obey or show in another order.
-            let text = text.replace(|character: char| character.is_control() || !shows_itself(character), "?");
-            writeln!(out, "{number}. {} {text}", step.stage)?;
+fn tell(number: usize, step: &Step, out: &mut impl Write) -> io::Result<()> {
+    let Step { stage, substitution, kept_off, matches, matched, outcome } = step;
+    match substitution {
+        None => write!(out, "{number}. {stage}: ")?,
+        Some(substitution) => {
+            writeln!(out, "{number}. {stage} {}", harmless(substitution))?;
             match matches {
-                0 if *kept_off => writeln!(out, "    not applied: the guard does not allow it")?,
+                0 if *kept_off => writeln!(out, "    not applied: its guard keeps it off")?,
                 0 => writeln!(out, "    matched nothing")?,
                 1 => writeln!(out, "    matched once:")?,
                 _ => writeln!(out, "    matched {matches} times:")?,
@@ -124,12 +123,12 @@ fn tell(number: usize, step: &StageOutcome, out: &mut impl Write) -> io::Result<
             write!(out, "    outcome: ")?;
         }
     }
-    match &step.outcome {
-        Ok(data) => {
+    match outcome {
+        Some(data) => {
             writeln!(out, "{}", bytes(data.len()))?;
             show(data, out)
         }
-        Err(error) => writeln!(out, "{error}"),
+        None => writeln!(out, "none"),
     }
 }
 
@@ -149,9 +148,11 @@ fn bytes(count: usize) -> String {
     if count == 1 { String::from("1 byte") } else { format!("{count} bytes") }
 }
 
-/// Whether a character is neither invisible nor changes the direction of others.
-fn shows_itself(character: char) -> bool {
-    !matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+/// As it stands in the configuration, but for what a terminal would obey or show in another order.
+fn harmless(text: &impl ToString) -> String {
+    let is_plain =
+        |character: char| !character.is_control() && !matches!(character, '\u{200b}'..='\u{206f}' | '\u{61c}');
+    text.to_string().replace(|character| !is_plain(character), "?")
 }
 
 /// As in a substitution: `\n`, `\t`, `\r`, `\\`, else `\xNN` for what is not printable ASCII.
@@ -252,12 +253,12 @@ mod tests {
         let mut config = config(stages("another", &[], &[]));
         let (status, text) = tried(&config, "127.0.0.1:4730/special", ENCRYPTED);
         assert_eq!(status, 1);
-        assert!(text.contains("2. decrypt: decrypted data is not text, probably another password\n"), "{text}");
+        assert!(text.contains("2. decrypt: none\nundeliverable: decrypted data is not text"), "{text}");
         assert!(text.ends_with("the job would be failed: there is no reject_queue\n"), "{text}");
         config.forwards[0].reject_queue = Some(Address::parse("127.0.0.1/rejected").unwrap());
         let (status, text) = tried(&config, "127.0.0.1:4730/special", b"no base64!");
         assert_eq!(status, 1);
-        assert!(text.contains("1. base64-decode: data is not base64\n"), "{text}");
+        assert!(text.contains("1. base64-decode: none\nundeliverable: data is not base64;"), "{text}");
         assert!(text.ends_with("the job would go to 127.0.0.1:4730/rejected as it came\n"), "{text}");
     }
 

@@ -137,7 +137,7 @@ fn matches_nothing(pattern: &str, flags: &str) -> bool {
     let mut groups = Groups::default();
     let limits = Limits::of_size(usize::MAX);
     (0..=u8::MAX).any(|byte| {
-        let mut bounds = Bounds::new(&limits);
+        let mut bounds = Bounds::new(&limits, usize::MAX);
         probe.apply(&[byte, b'\n'], &mut changed, &mut groups, &mut bounds, |_| {}) != Ok(0)
     })
 }

@@ -167,8 +167,10 @@ impl Stages {
     ) -> Result<Staged<'a>, Failure> {
         scratch.trim();
         let Scratch { text, other, unique, groups } = scratch;
-        let mut work = Work { bounds: Bounds::new(limits, self.max_text(limits.max_size)), other, groups, watch };
         let changes = !self.data_callbacks.is_empty();
+        let encodes = changes || self.encrypt.is_some();
+        let max_text = if encodes { limits.max_size / 4 * 3 } else { limits.max_size };
+        let mut work = Work { bounds: Bounds::new(limits, max_text), other, groups, watch };
         if self.decrypt.is_some() || changes || !self.uniq_callbacks.is_empty() {
             self.read(data, text, &mut work)?;
         } else if self.reads_time && base64::decode(data, text, work.other).is_err() {
@@ -191,35 +193,24 @@ impl Stages {
         work.substitute("data_callback", &self.data_callbacks, text)?;
         work.bounds.check_stop()?;
 
-        if let Some(cipher) = &self.encrypt {
-            work.watch.begin("encrypt", None);
-            if self.decrypt.is_none() && !changes {
-                text.clear();
-                work.bounds.append(text, data)?;
-            }
-            work.bounds.check_size(text.len())?;
-            cipher.encrypt(text)?;
-            work.watch.end(text);
-        } else if !changes {
+        if !encodes {
             let data = if self.decrypt.is_some() { text.as_slice() } else { data };
             return Ok(Staged { data, unique, warning, time });
-        } else {
-            work.bounds.check_size(text.len())?;
         }
+        if !changes && self.decrypt.is_none() {
+            text.clear();
+            work.bounds.append(text, data)?;
+        }
+        if let Some(cipher) = &self.encrypt {
+            work.watch.begin("encrypt", None);
+            cipher.encrypt(text)?;
+            work.watch.end(text);
+        }
+        work.bounds.check_size(text.len())?;
         work.watch.begin("base64-encode", None);
         base64::encode(text, work.other)?;
         work.watch.end(work.other);
         Ok(Staged { data: work.other, unique, warning, time })
-    }
-
-    /// How large a text may be, bytes, so that what is sent of it is no larger than `max_size`.
-    fn max_text(&self, max_size: usize) -> usize {
-        let of_base64 = max_size / 4 * 3;
-        match &self.encrypt {
-            Some(_) => (of_base64 / cipher::BLOCK_SIZE * cipher::BLOCK_SIZE).saturating_sub(1),
-            None if self.data_callbacks.is_empty() => max_size,
-            None => of_base64,
-        }
     }
 
     /// Makes the readable text of a job's data.

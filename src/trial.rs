@@ -71,11 +71,11 @@ fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl
             Ok(0)
         }
         Err(error) => {
-            let fate = match &forward.reject_queue {
-                Some(queue) => format!("the job would go to {} as it came", harmless(queue)),
-                None => String::from("the job would be failed: there is no reject_queue"),
-            };
-            writeln!(out, "undeliverable: {error}; {fate}")?;
+            write!(out, "undeliverable: {error}; ")?;
+            match &forward.reject_queue {
+                Some(queue) => writeln!(out, "the job would go to {} as it came", harmless(queue))?,
+                None => writeln!(out, "the job would be failed: there is no reject_queue")?,
+            }
             Ok(1)
         }
     }
@@ -92,8 +92,7 @@ fn tell_rest(forward: &ForwardConfig, explanation: &Explanation, out: &mut impl 
     match explanation.time {
         Some(time) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-            let (seconds, age) = (time / 1000, now.saturating_sub(time / 1000));
-            writeln!(out, "time of the job: {seconds}.{:03}, {age} s ago", time % 1000)
+            writeln!(out, "time of the job: {}, {} s ago", time / 1000, now.saturating_sub(time / 1000))
         }
         None if forward.stages.reads_time => writeln!(out, "time of the job: none found, so it never expires"),
         None => Ok(()),
@@ -268,6 +267,24 @@ mod tests {
         assert_eq!(status, 0);
         assert!(text.contains("    | it's \\x1b[2J\\xfc\\tb\\\\\n"), "{text}");
         assert!(text.ends_with("would be sent: 13 bytes, as it came\n"), "{text}");
+    }
+
+    #[test]
+    fn guards_and_the_time_of_the_job_are_shown() {
+        let mut stages = stages("should_be_changed", &["s/web1/web2/ if /^type=active\u{202e}/m"], &[]);
+        stages.reads_time = true;
+        let (status, text) = tried(&config(stages), "127.0.0.1/special", ENCRYPTED);
+        assert_eq!(status, 0, "{text}");
+        let told = "data_callback s/web1/web2/ if /^type=active?/m\n    not applied: its guard keeps it off\n";
+        assert!(text.contains(told), "{text}");
+        assert!(text.ends_with("time of the job: none found, so it never expires\n"), "{text}");
+
+        let mut config = config(Stages { reads_time: true, ..Stages::default() });
+        let (_, text) = tried(&config, "127.0.0.1/special", b"Y29yZV90aW1lPTEwLjUK");
+        assert!(text.contains("time of the job: 10, "), "{text}");
+        config.forwards[0].source.queue = "a\x1b[2J".to_owned();
+        let (_, text) = tried(&config, "127.0.0.1/special", b"");
+        assert!(text.ends_with(":4730/a?[2J\n"), "{text}");
     }
 
     #[test]

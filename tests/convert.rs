@@ -8,6 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use gearman_proxy::stages::Limits;
+use gearman_proxy::stages::bounds::Bounds;
 use gearman_proxy::stages::substitution::{Groups, Substitution};
 
 /// Where the sample configurations are; their outcome stands beside them as `.conf`.
@@ -441,7 +443,7 @@ fn options(configuration: &str, index: usize, key: &str) -> Vec<Substitution> {
     lines
         .take_while(|line| line.starts_with(' '))
         .filter_map(|line| line.strip_prefix(&key))
-        .map(|text| Substitution::parse(text).unwrap_or_else(|error| panic!("{text}: {error}")))
+        .map(|text| Substitution::parse(text).unwrap_or_else(|error| panic!("{text}: {}", error.message)))
         .collect()
 }
 
@@ -449,8 +451,10 @@ fn applied(substitutions: &[Substitution], text: &[u8]) -> (Vec<u8>, usize) {
     let mut text = text.to_vec();
     let mut changed = Vec::new();
     let mut matches = 0;
+    let limits = Limits::of_size(1 << 20);
+    let mut bounds = Bounds::new(&limits, 1 << 20);
     for substitution in substitutions {
-        let found = substitution.apply(&text, &mut changed, &mut Groups::default(), |_| {});
+        let found = substitution.apply(&text, &mut changed, &mut Groups::default(), &mut bounds, |_| {}).unwrap();
         if found > 0 {
             std::mem::swap(&mut text, &mut changed);
         }

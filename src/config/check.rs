@@ -255,6 +255,7 @@ fn template(draft: &Draft, source: &Address) -> ForwardConfig {
         ..Stages::default()
     };
     stages.encrypt = settings.ciphers.get(&Key::Encrypt).cloned();
+    stages.reads_time = settings.numbers.get(&Key::MaxAge).is_some_and(|seconds| *seconds > 0);
     ForwardConfig {
         place: draft.spot.place().clone(),
         source: source.clone(),

@@ -46,9 +46,7 @@ fn run(cli: &Cli) -> u8 {
         Action::Top { address, once } => {
             with_status_queue(cli, address, |address| ask::top(address, *once, &mut io::stdout()))
         }
-        Action::Replay { from, to } => {
-            ask::replay(from, to, &mut io::stdout()).unwrap_or_else(|error| fail(&error))
-        }
+        Action::Replay { from, to } => ask::replay(from, to, &mut io::stdout()).unwrap_or_else(|error| fail(&error)),
     }
 }
 

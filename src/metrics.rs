@@ -139,8 +139,8 @@ pub struct ForwardMetrics {
     waiting_there: Known,
     /// The place of the destination in use among the configured ones.
     destination: AtomicUsize,
-    last_reject: Mutex<Option<Reject>>,
-    troubles: Mutex<BTreeMap<Server, Trouble>>,
+    pub(crate) last_reject: Mutex<Option<Reject>>,
+    pub(crate) troubles: Mutex<BTreeMap<Server, Trouble>>,
 }
 
 impl ForwardMetrics {
@@ -364,5 +364,103 @@ impl ForwardMetrics {
     fn stalled(&self) -> Option<Duration> {
         let silent = self.ago(&self.held_since)?.min(self.ago(&self.progress).unwrap_or(Duration::MAX));
         (self.held() > 0 && silent >= STALLED_AFTER).then_some(silent)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::{Place, Priority};
+    use crate::stages::Stages;
+
+    /// A forward that has never connected, from `HOST:PORT/QUEUE` to another; text of no address will do.
+    pub(crate) fn forward(source: &str, destination: &str) -> Arc<ForwardMetrics> {
+        let address = |text: &str| {
+            let (server, queue) = text.split_once('/').unwrap();
+            let (host, port) = server.rsplit_once(':').unwrap();
+            let server = Server { host: host.to_owned(), port: port.parse().unwrap() };
+            Address { server, queue: queue.to_owned() }
+        };
+        Arc::new(ForwardMetrics::new(&ForwardConfig {
+            place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
+            source: address(source),
+            destination: address(destination),
+            stages: Stages::default(),
+            asynchronous: true,
+            workers: 1,
+            prefetch: 1,
+            priority: Priority::Normal,
+            timeout: None,
+            reject_queue: None,
+        }))
+    }
+
+    fn older(mut forward: Arc<ForwardMetrics>, by: Duration) -> Arc<ForwardMetrics> {
+        let metrics = Arc::get_mut(&mut forward).unwrap();
+        metrics.started = metrics.started.checked_sub(by).unwrap();
+        forward
+    }
+
+    fn reasons(forward: &ForwardMetrics) -> Vec<String> {
+        forward.troubles().into_values().map(|trouble| trouble.reason).collect()
+    }
+
+    #[test]
+    fn a_forward_that_never_connects_is_connecting_at_first_and_then_failed() {
+        let young = forward("a:1/q", "b:1/q");
+        assert_eq!(young.state(), State::Connecting);
+        let old = older(forward("a:1/q", "b:1/q"), CONNECTING_FOR);
+        assert_eq!((old.state(), reasons(&old)), (State::Failed, vec![String::from("not connected yet")]));
+        old.troubled(&old.config.source.server, "connection refused");
+        assert_eq!(reasons(&old), ["connection refused"]);
+        old.recovered(&old.config.source.server);
+        old.set_connected(true);
+        assert_eq!((old.state(), reasons(&old)), (State::Working, vec![]));
+    }
+
+    #[test]
+    fn a_forward_that_holds_jobs_without_progress_has_failed() {
+        let stuck = forward("a:1/q", "b:1/q");
+        stuck.set_connected(true);
+        stuck.set_held(1);
+        assert_eq!(stuck.state(), State::Working);
+        let stuck = older(stuck, STALLED_AFTER + Duration::from_secs(1));
+        assert_eq!((stuck.state(), reasons(&stuck)), (State::Failed, vec![String::from("no progress for 60 s")]));
+        stuck.progressed();
+        assert_eq!(stuck.state(), State::Working);
+    }
+
+    #[test]
+    fn only_sessions_after_the_first_are_reconnects() {
+        let forward = forward("a:1/q", "b:1/q");
+        for (connected, reconnects) in [(true, 0), (false, 0), (true, 1), (false, 1), (true, 2)] {
+            forward.set_connected(connected);
+            assert_eq!(forward.reconnects.get(), reconnects);
+            assert_eq!(forward.connected().is_some(), connected);
+        }
+        assert!(forward.has_worked());
+    }
+
+    #[test]
+    fn confirmations_are_counted_by_their_time() {
+        let forward = forward("a:1/q", "b:1/q");
+        for (milliseconds, jobs) in [(0, 1), (5, 1), (6, 2), (120_000, 3), (120_001, 4)] {
+            forward.confirmed(Duration::from_millis(milliseconds), jobs);
+        }
+        let counts: Vec<u64> = forward.confirmations.iter().map(Counter::get).collect();
+        assert_eq!(counts, [2, 2, 0, 0, 0, 0, 0, 3, 4]);
+        assert_eq!(forward.confirmation_milliseconds.get(), 5 + 12 + 360_000 + 480_004);
+    }
+
+    #[test]
+    fn the_first_failed_reload_tells_since_when() {
+        let metrics = Metrics::default();
+        metrics.set_configuration_wrong(true);
+        let since = metrics.configuration_wrong();
+        assert!(since.is_some());
+        metrics.set_configuration_wrong(true);
+        assert_eq!(metrics.configuration_wrong(), since);
+        metrics.set_configuration_wrong(false);
+        assert_eq!(metrics.configuration_wrong(), None);
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::latch::Latch;
 use crate::config::Server;
+use crate::latch::Latch;
 
 /// Connections to a server that may be on their way and unanswered.
 const AT_ONCE: usize = 16;

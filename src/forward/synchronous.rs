@@ -366,7 +366,9 @@ impl Replier<'_> {
             if let Err(error) = self.take(&mut incoming).and_then(|()| Ok(incoming.fill(&mut &*stream)?)) {
                 return match error {
                     // Only a result can be too long; anything else that claims to be so is nonsense.
-                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match u32::from_be_bytes(incoming.unread().get(4..8).and_then(|kind| kind.try_into().ok()).unwrap_or_default()) {
+                    ConnectionError::Protocol(ProtocolError::TooLong(_)) => match u32::from_be_bytes(
+                        incoming.unread().get(4..8).and_then(|kind| kind.try_into().ok()).unwrap_or_default(),
+                    ) {
                         kind::WORK_COMPLETE | kind::WORK_EXCEPTION | kind::WORK_DATA | kind::WORK_WARNING => error,
                         other => ProtocolError::Unexpected(other).into(),
                     },

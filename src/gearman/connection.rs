@@ -435,11 +435,9 @@ impl Connection {
 /// The longest body of a packet of this type, where one with data may have `data` bytes. Only data may be large.
 pub fn limit_of(kind: u32, data: usize) -> usize {
     match kind {
-        kind::JOB_ASSIGN_UNIQ
-        | kind::WORK_COMPLETE
-        | kind::WORK_DATA
-        | kind::WORK_WARNING
-        | kind::WORK_EXCEPTION => data,
+        kind::JOB_ASSIGN_UNIQ | kind::WORK_COMPLETE | kind::WORK_DATA | kind::WORK_WARNING | kind::WORK_EXCEPTION => {
+            data
+        }
         _ => MAX_SMALL_PACKET,
     }
 }
@@ -519,11 +517,244 @@ fn connect(address: SocketAddr, limit: Duration, stop: &Latch) -> Result<Connect
     let stream = TcpStream::from(socket);
     stream.set_nodelay(true)?;
     let socket = SockRef::from(&stream);
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     Ok(Connection { stream, incoming: Incoming::default(), stop: stop.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { connect: Duration::from_secs(5), answer: Duration::from_secs(5) };
+
+    /// A server that does this with its first connection.
+    fn server(habit: impl FnOnce(&mut TcpStream) + Send + 'static) -> (Server, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let thread = thread::spawn(move || habit(&mut listener.accept().unwrap().0));
+        (Server { host: String::from("127.0.0.1"), port }, thread)
+    }
+
+    fn response(kind: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, kind, &[body]);
+        bytes[3] = b'S';
+        bytes
+    }
+
+    fn echo() -> Vec<u8> {
+        response(kind::ECHO_RES, b"gearman-proxy")
+    }
+
+    fn open(server: &Server) -> Result<Connection, ConnectionError> {
+        Connection::open(server, "test", &LIMITS, &Latch::default())
+    }
+
+    /// Writes until the other side has had enough, or `end`.
+    fn flood(stream: &mut TcpStream, piece: &[u8], end: usize) {
+        let mut written = 0;
+        while written < end && stream.write_all(piece).is_ok() {
+            written += piece.len();
+        }
+    }
+
+    /// This process's memory, KiB.
+    fn memory() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn a_greeted_connection_asks_and_reads_packets() {
+        let (there, server) = server(|stream| {
+            stream.write_all(&response(kind::ERROR, b"UNKNOWN_COMMAND\0what")).unwrap();
+            stream.write_all(&echo()).unwrap();
+            stream.write_all(b"OK 4711\n").unwrap();
+            stream.write_all(&echo()).unwrap();
+            stream.write_all(&response(kind::NOOP, b"")).unwrap();
+            let mut requests = Vec::new();
+            stream.read_to_end(&mut requests).unwrap();
+            assert!(requests.starts_with(b"\0REQ\0\0\0\x16\0\0\0\x04test\0REQ\0\0\0\x10"));
+        });
+        let mut connection = open(&there).unwrap();
+        assert_eq!(connection.process_id(LIMITS.answer).unwrap(), Some(4711));
+        let soon = Instant::now() + LIMITS.answer;
+        assert_eq!(connection.next(soon, 0).unwrap(), Some(Packet { kind: kind::NOOP, body: b"" }));
+        assert_eq!(connection.next(Instant::now() + Duration::from_millis(10), 0).unwrap(), None);
+        drop(connection);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_getpid_has_no_process_id() {
+        let (there, _server) = server(|stream| {
+            stream
+                .write_all(&[echo(), b"ERR unknown_command Unknown+server+command\n".to_vec(), echo()].concat())
+                .unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        assert_eq!(open(&there).unwrap().process_id(LIMITS.answer).unwrap(), None);
+    }
+
+    #[test]
+    fn a_status_of_16_mib_of_short_lines_is_streamed() {
+        let (there, _server) = server(|stream| {
+            let piece = b"q\t1\t0\t0\n".repeat(1 << 10);
+            flood(stream, &piece, 15 << 20);
+            stream.write_all(b".\n").unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let (before, mut lines) = (memory(), 0);
+        Connection::ask_once(&there, "status\n", &LIMITS, &Latch::default(), |_| lines += 1).unwrap();
+        assert!(lines > 1_900_000, "{lines}");
+        assert!(memory() < before + (8 << 10), "{} KiB more", memory() - before);
+    }
+
+    #[test]
+    fn a_text_answer_without_end_and_a_line_without_end_are_errors() {
+        for (piece, least) in [(&b"q\t1\t0\t0\n"[..], 16 << 20), (b"aaaaaaaa", 64 << 10)] {
+            let (there, _server) = server(move |stream| flood(stream, &piece.repeat(1 << 10), usize::MAX));
+            let mut seen = 0;
+            let answer =
+                Connection::ask_once(&there, "status\n", &LIMITS, &Latch::default(), |line| seen += line.len() + 1);
+            assert!(matches!(answer, Err(ConnectionError::Protocol(_))), "{answer:?}");
+            assert!(seen <= least + piece.len(), "{seen}");
+        }
+    }
+
+    #[test]
+    fn garbage_lines_in_the_greeting_end_at_64_kib() {
+        let (there, _server) = server(|stream| flood(stream, &b"garbage\n".repeat(1 << 10), usize::MAX));
+        let began = Instant::now();
+        assert!(matches!(open(&there), Err(ConnectionError::Protocol(ProtocolError::BadMagic))));
+        assert!(began.elapsed() < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn packets_in_the_greeting_end_at_64_kib() {
+        let (there, _server) = server(|stream| flood(stream, &response(kind::ERROR, b"A\0b").repeat(100), usize::MAX));
+        assert!(matches!(open(&there), Err(ConnectionError::Protocol(_))));
+    }
+
+    #[test]
+    fn a_huge_handle_is_refused_by_its_header() {
+        let (there, _server) = server(|stream| {
+            let mut packet = response(kind::JOB_CREATED, b"");
+            packet[8..12].copy_from_slice(&(60_u32 << 20).to_be_bytes());
+            stream.write_all(&packet).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        assert!(matches!(open(&there), Err(ConnectionError::Protocol(ProtocolError::TooLong(62_914_560)))));
+
+        let (there, _server) = server_after_echo(response(kind::JOB_CREATED, &[b'H'; (4 << 10) + 1]));
+        let mut connection = open(&there).unwrap();
+        let answer = connection.next(Instant::now() + LIMITS.answer, usize::MAX);
+        assert!(matches!(answer, Err(ConnectionError::Protocol(ProtocolError::TooLong(4097)))), "{answer:?}");
+    }
+
+    fn server_after_echo(bytes: Vec<u8>) -> (Server, JoinHandle<()>) {
+        server(move |stream| {
+            stream.write_all(&echo()).unwrap();
+            let _ = stream.write_all(&bytes);
+            let _ = stream.read_to_end(&mut Vec::new());
+        })
+    }
+
+    #[test]
+    fn a_packet_that_is_too_long_can_be_cut() {
+        let mut bytes = response(kind::JOB_ASSIGN_UNIQ, &[7; 1 << 20]);
+        bytes.extend(response(kind::NO_JOB, b""));
+        let (there, _server) = server_after_echo(bytes);
+        let mut connection = open(&there).unwrap();
+        let soon = Instant::now() + LIMITS.answer;
+        assert!(connection.next(soon, 100).is_err());
+        assert_eq!(connection.next_cut(100, LIMITS.answer).unwrap(), (kind::JOB_ASSIGN_UNIQ, vec![7; 100]));
+        assert_eq!(connection.next(soon, 100).unwrap(), Some(Packet { kind: kind::NO_JOB, body: b"" }));
+    }
+
+    #[test]
+    fn a_stop_interrupts_a_greeting_that_hangs_and_a_full_backlog() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let hung = Server { host: String::from("127.0.0.1"), port: listener.local_addr().unwrap().port() };
+        // TEST-NET-1: packets to it are dropped, or refused at once.
+        let silent = Server { host: String::from("192.0.2.1"), port: 4730 };
+        for there in [hung, silent] {
+            let stop = Latch::default();
+            let patient = Limits { connect: Duration::from_secs(60), answer: Duration::from_secs(60) };
+            thread::scope(|scope| {
+                let opening = scope.spawn(|| Connection::open(&there, "test", &patient, &stop));
+                thread::sleep(Duration::from_millis(100));
+                let stopped = Instant::now();
+                stop.set();
+                let outcome = opening.join().unwrap();
+                assert!(stopped.elapsed() < Duration::from_secs(1));
+                assert!(matches!(outcome, Err(ConnectionError::Stopped | ConnectionError::Connect(_))), "{outcome:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_hung_server_does_not_count_as_connected() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = Server { host: String::from("127.0.0.1"), port: listener.local_addr().unwrap().port() };
+        let limits = Limits { answer: Duration::from_millis(300), ..LIMITS };
+        let outcome = Connection::open(&there, "test", &limits, &Latch::default());
+        assert!(matches!(outcome, Err(ConnectionError::NoAnswer(_))), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_lookup_that_hangs_holds_nobody_up_and_is_shared() {
+        LOOKUPS.lock().insert(String::from("hangs.invalid"), Arc::default());
+        let there = Server { host: String::from("hangs.invalid"), port: 4730 };
+        let stop = Latch::default();
+        let limits = Limits { connect: Duration::from_millis(50), ..LIMITS };
+        assert!(matches!(Connection::open(&there, "test", &limits, &stop), Err(ConnectionError::Resolve(_))));
+        thread::scope(|scope| {
+            let opening = scope.spawn(|| Connection::open(&there, "test", &LIMITS, &stop));
+            stop.set();
+            assert!(matches!(opening.join().unwrap(), Err(ConnectionError::Stopped)));
+        });
+        LOOKUPS.lock().remove("hangs.invalid");
+    }
+
+    #[test]
+    fn a_name_is_resolved_and_an_unknown_one_is_an_error() {
+        let stop = Latch::default();
+        assert!(!resolve("localhost", LIMITS.connect, &stop).unwrap().is_empty());
+        let unknown = resolve("no-such-host.invalid", Duration::from_secs(30), &stop);
+        assert!(matches!(unknown, Err(ConnectionError::Resolve(_))), "{unknown:?}");
+        assert!(LOOKUPS.lock().get("no-such-host.invalid").is_none(), "the next one asks again");
+    }
+
+    #[test]
+    fn reasons_are_fit_for_the_status_and_their_kinds_hold_no_numbers() {
+        let error = |kind: io::ErrorKind| io::Error::from(kind);
+        let errors = [
+            ConnectionError::Resolve(error(io::ErrorKind::NotFound)),
+            ConnectionError::Resolve(io::Error::from_raw_os_error(24)),
+            ConnectionError::Connect(error(io::ErrorKind::ConnectionRefused)),
+            ConnectionError::Io(error(io::ErrorKind::ConnectionReset)),
+            ConnectionError::Closed,
+            ConnectionError::NoAnswer(Duration::from_secs(15)),
+            ConnectionError::Protocol(ProtocolError::TooLong(usize::MAX)),
+            ConnectionError::Refused("X".repeat(40)),
+            ConnectionError::Refused(String::from(QUEUE_FULL)),
+            ConnectionError::Stopped,
+        ];
+        for error in errors {
+            let text = error.to_string();
+            assert!(text.len() <= 80 && text.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{text}");
+            assert!(!text.contains(['|', '\'', '(', ')', '[', ']', '{', '}', '<', '>', ';']), "{text}");
+            assert!(!error.kind().contains(|c: char| c.is_ascii_digit()), "{}", error.kind());
+            assert!(!error.advice().is_empty());
+        }
+    }
 }

@@ -36,7 +36,9 @@ impl MetricsFile {
             Ok(()) if self.failed => log::info!("metrics file {path}: written again"),
             Err(error) if !self.failed => {
                 let interval = INTERVAL.as_secs();
-                log::warn!("metrics file {path} can't be written: {error}; trying again every {interval} s; check its folder");
+                log::warn!(
+                    "metrics file {path} can't be written: {error}; trying again every {interval} s; check its folder"
+                );
             }
             _ => {}
         }
@@ -74,8 +76,12 @@ const FAMILIES: [Family; 16] = [
         })
     }),
     ("jobs_total", "counter", "Jobs delivered.", |forward| Some(forward.jobs.get() as f64)),
-    ("received_bytes_total", "counter", "Data of delivered jobs as it came.", |forward| Some(forward.bytes_in.get() as f64)),
-    ("sent_bytes_total", "counter", "Data of delivered jobs as it went.", |forward| Some(forward.bytes_out.get() as f64)),
+    ("received_bytes_total", "counter", "Data of delivered jobs as it came.", |forward| {
+        Some(forward.bytes_in.get() as f64)
+    }),
+    ("sent_bytes_total", "counter", "Data of delivered jobs as it went.", |forward| {
+        Some(forward.bytes_out.get() as f64)
+    }),
     ("rejected_jobs_total", "counter", "Undeliverable jobs.", |forward| Some(forward.rejected.get() as f64)),
     ("failed_jobs_total", "counter", "Jobs that were rejected or failed.", |forward| Some(forward.errors.get() as f64)),
     ("expired_jobs_total", "counter", "Jobs dropped because they were older than max_age.", |forward| {

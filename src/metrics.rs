@@ -79,19 +79,31 @@ impl Counter {
     }
 }
 
-/// A number of jobs that may be unknown.
-#[derive(Debug)]
-struct Known(AtomicU64);
+/// A number that may be unknown, as it is at first.
+#[derive(Debug, Default)]
+pub struct Sample(AtomicU64);
 
-impl Known {
-    const NOT: u64 = u64::MAX;
-
-    fn get(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|&number| number != Known::NOT)
+impl Sample {
+    pub fn get(&self) -> Option<u64> {
+        self.0.load(Ordering::Relaxed).checked_sub(1)
     }
 
-    fn set(&self, number: Option<u64>) {
-        self.0.store(number.unwrap_or(Known::NOT), Ordering::Relaxed);
+    pub fn set(&self, number: Option<u64>) {
+        self.0.store(number.map_or(0, |number| number.saturating_add(1)), Ordering::Relaxed);
+    }
+}
+
+/// A moment that may have come, in milliseconds after its forward's start; 0 is never.
+#[derive(Debug, Default)]
+struct Moment(AtomicU64);
+
+impl Moment {
+    fn set(&self, after: Option<Duration>) {
+        self.0.store(after.map_or(0, |after| (after.as_millis() as u64).max(1)), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.0.load(Ordering::Relaxed))).filter(|after| !after.is_zero())
     }
 }
 
@@ -103,11 +115,8 @@ pub struct Reject {
 }
 
 /// What one forward counts.
-#[derive(Debug)]
-pub struct ForwardMetrics {
-    /// The forward that this is about.
-    pub config: ForwardConfig,
-    started: Instant,
+#[derive(Debug, Default)]
+pub struct Counts {
     /// Jobs delivered, and their bytes as they came and as they went.
     pub jobs: Counter,
     pub bytes_in: Counter,
@@ -124,23 +133,36 @@ pub struct ForwardMetrics {
     pub confirmations: [Counter; CONFIRMATION_BUCKETS.len() + 1],
     /// The sum of these times.
     pub confirmation_milliseconds: Counter,
+    /// Jobs waiting at the source and at the destination when they were last asked.
+    pub waiting: Sample,
+    pub waiting_there: Sample,
+}
+
+/// One forward's counts and state.
+#[derive(Debug)]
+pub struct ForwardMetrics {
+    /// The forward that this is about.
+    pub config: ForwardConfig,
+    pub counts: Counts,
+    started: Instant,
+    moments: Moments,
     /// Jobs taken from the source and neither acknowledged nor given back.
     held: AtomicUsize,
-    // Moments are milliseconds after `started`; 0 is never.
-    oldest_held: AtomicU64,
-    held_since: AtomicU64,
-    /// The last delivery, and the last sign of life of a destination that has something to do.
-    delivered: AtomicU64,
-    progress: AtomicU64,
-    connected: AtomicU64,
-    first_connected: AtomicU64,
-    /// Jobs waiting at the source and at the destination when they were last asked.
-    waiting: Known,
-    waiting_there: Known,
     /// The place of the destination in use among the configured ones.
     destination: AtomicUsize,
     pub(crate) last_reject: Mutex<Option<Reject>>,
     pub(crate) troubles: Mutex<BTreeMap<Server, Trouble>>,
+}
+
+#[derive(Debug, Default)]
+struct Moments {
+    oldest_held: Moment,
+    held_since: Moment,
+    delivered: Moment,
+    /// The last sign of life of a destination that has something to do.
+    progress: Moment,
+    connected: Moment,
+    first_connected: Moment,
 }
 
 impl ForwardMetrics {
@@ -148,46 +170,30 @@ impl ForwardMetrics {
     pub fn new(config: &ForwardConfig) -> ForwardMetrics {
         ForwardMetrics {
             config: config.clone(),
+            counts: Counts::default(),
             started: Instant::now(),
-            jobs: Counter::default(),
-            bytes_in: Counter::default(),
-            bytes_out: Counter::default(),
-            rejected: Counter::default(),
-            errors: Counter::default(),
-            expired: Counter::default(),
-            reconnects: Counter::default(),
-            confirmations: Default::default(),
-            confirmation_milliseconds: Counter::default(),
+            moments: Moments::default(),
             held: AtomicUsize::new(0),
-            oldest_held: AtomicU64::new(0),
-            held_since: AtomicU64::new(0),
-            delivered: AtomicU64::new(0),
-            progress: AtomicU64::new(0),
-            connected: AtomicU64::new(0),
-            first_connected: AtomicU64::new(0),
-            waiting: Known(AtomicU64::new(Known::NOT)),
-            waiting_there: Known(AtomicU64::new(Known::NOT)),
             destination: AtomicUsize::new(0),
             last_reject: Mutex::default(),
             troubles: Mutex::default(),
         }
     }
 
-    fn mark(&self, moment: &AtomicU64) {
-        moment.store((self.started.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
+    fn now(&self) -> Option<Duration> {
+        Some(self.started.elapsed())
     }
 
-    fn ago(&self, moment: &AtomicU64) -> Option<Duration> {
-        let moment = Some(moment.load(Ordering::Relaxed)).filter(|&moment| moment > 0)?;
-        Some(self.started.elapsed().saturating_sub(Duration::from_millis(moment)))
+    fn ago(&self, moment: &Moment) -> Option<Duration> {
+        Some(self.started.elapsed().saturating_sub(moment.get()?))
     }
 
     /// `jobs` were delivered: their data took `bytes_in` from the source and `bytes_out` to the destination.
     pub fn delivered(&self, jobs: u64, bytes_in: u64, bytes_out: u64) {
-        self.jobs.add(jobs);
-        self.bytes_in.add(bytes_in);
-        self.bytes_out.add(bytes_out);
-        self.mark(&self.delivered);
+        self.counts.jobs.add(jobs);
+        self.counts.bytes_in.add(bytes_in);
+        self.counts.bytes_out.add(bytes_out);
+        self.moments.delivered.set(self.now());
         self.progressed();
     }
 
@@ -195,72 +201,58 @@ impl ForwardMetrics {
     pub fn confirmed(&self, after: Duration, jobs: u64) {
         let after = after.as_millis() as u64;
         let bucket = CONFIRMATION_BUCKETS.iter().position(|&end| after <= end).unwrap_or(CONFIRMATION_BUCKETS.len());
-        self.confirmations.iter().skip(bucket).take(1).for_each(|bucket| bucket.add(jobs));
-        self.confirmation_milliseconds.add(after.saturating_mul(jobs));
+        self.counts.confirmations.iter().skip(bucket).take(1).for_each(|bucket| bucket.add(jobs));
+        self.counts.confirmation_milliseconds.add(after.saturating_mul(jobs));
     }
 
     /// The destination took a job or answered a probe.
     pub fn progressed(&self) {
-        self.mark(&self.progress);
+        self.moments.progress.set(self.now());
     }
 
     /// A job was undeliverable, and went to the reject queue or was failed.
     pub fn rejected(&self, reason: &str) {
-        self.rejected.add(1);
+        self.counts.rejected.add(1);
         *self.last_reject.lock() = Some(Reject { reason: reason.to_owned(), at: Instant::now() });
         self.failed();
     }
 
     /// A job was failed.
     pub fn failed(&self) {
-        self.errors.add(1);
+        self.counts.errors.add(1);
     }
 
     /// Jobs were dropped because of their age.
     pub fn expired(&self, jobs: u64) {
-        self.expired.add(jobs);
+        self.counts.expired.add(jobs);
         self.progressed();
     }
 
     /// The forward holds this many jobs now.
     pub fn set_held(&self, held: usize) {
         if self.held.swap(held, Ordering::Relaxed) == 0 && held > 0 {
-            self.mark(&self.held_since);
+            self.moments.held_since.set(self.now());
         }
     }
 
     /// When the oldest job that is held came.
     pub fn set_oldest_held(&self, came: Option<Instant>) {
-        let after = |came: Instant| (came.saturating_duration_since(self.started).as_millis() as u64).max(1);
-        self.oldest_held.store(came.map_or(0, after), Ordering::Relaxed);
+        self.moments.oldest_held.set(came.map(|came| came.saturating_duration_since(self.started)));
     }
 
     /// Jobs that were held go back to the source and wait there.
     pub fn given_back(&self, jobs: u64) {
-        self.waiting.set(Some(self.waiting().unwrap_or(0).saturating_add(jobs)));
-    }
-
-    /// Jobs waiting at the source; `None` where that is unknown.
-    pub fn set_waiting(&self, jobs: Option<u64>) {
-        self.waiting.set(jobs);
-    }
-
-    /// Jobs waiting at the destination.
-    pub fn set_waiting_there(&self, jobs: Option<u64>) {
-        self.waiting_there.set(jobs);
+        let waiting = &self.counts.waiting;
+        waiting.set(Some(waiting.get().unwrap_or(0).saturating_add(jobs)));
     }
 
     /// A session began, with both servers connected, or ended.
     pub fn set_connected(&self, connected: bool) {
-        if !connected {
-            self.connected.store(0, Ordering::Relaxed);
-            return;
-        }
-        self.mark(&self.connected);
-        if self.has_worked() {
-            self.reconnects.add(1);
-        } else {
-            self.mark(&self.first_connected);
+        self.moments.connected.set(self.now().filter(|_| connected));
+        match (connected, self.has_worked()) {
+            (true, true) => self.counts.reconnects.add(1),
+            (true, false) => self.moments.first_connected.set(self.now()),
+            (false, _) => {}
         }
     }
 
@@ -304,7 +296,7 @@ impl ForwardMetrics {
 
     /// How long ago the last job was delivered.
     pub fn last_delivery(&self) -> Option<Duration> {
-        self.ago(&self.delivered)
+        self.ago(&self.moments.delivered)
     }
 
     /// Jobs held unacknowledged now.
@@ -314,25 +306,17 @@ impl ForwardMetrics {
 
     /// How long the oldest job has been held.
     pub fn oldest_held(&self) -> Option<Duration> {
-        self.ago(&self.oldest_held)
-    }
-
-    pub fn waiting(&self) -> Option<u64> {
-        self.waiting.get()
-    }
-
-    pub fn waiting_there(&self) -> Option<u64> {
-        self.waiting_there.get()
+        self.ago(&self.moments.oldest_held)
     }
 
     /// How long the session has been on; `None` while there is none.
     pub fn connected(&self) -> Option<Duration> {
-        self.ago(&self.connected)
+        self.ago(&self.moments.connected)
     }
 
     /// Whether there has ever been a session.
     pub fn has_worked(&self) -> bool {
-        self.first_connected.load(Ordering::Relaxed) > 0
+        self.moments.first_connected.get().is_some()
     }
 
     pub fn state(&self) -> State {
@@ -362,7 +346,7 @@ impl ForwardMetrics {
     }
 
     fn stalled(&self) -> Option<Duration> {
-        let silent = self.ago(&self.held_since)?.min(self.ago(&self.progress).unwrap_or(Duration::MAX));
+        let silent = self.ago(&self.moments.held_since)?.min(self.ago(&self.moments.progress).unwrap_or(Duration::MAX));
         (self.held() > 0 && silent >= STALLED_AFTER).then_some(silent)
     }
 }
@@ -435,7 +419,7 @@ pub(crate) mod tests {
         let forward = forward("a:1/q", "b:1/q");
         for (connected, reconnects) in [(true, 0), (false, 0), (true, 1), (false, 1), (true, 2)] {
             forward.set_connected(connected);
-            assert_eq!(forward.reconnects.get(), reconnects);
+            assert_eq!(forward.counts.reconnects.get(), reconnects);
             assert_eq!(forward.connected().is_some(), connected);
         }
         assert!(forward.has_worked());
@@ -447,9 +431,9 @@ pub(crate) mod tests {
         for (milliseconds, jobs) in [(0, 1), (5, 1), (6, 2), (120_000, 3), (120_001, 4)] {
             forward.confirmed(Duration::from_millis(milliseconds), jobs);
         }
-        let counts: Vec<u64> = forward.confirmations.iter().map(Counter::get).collect();
+        let counts: Vec<u64> = forward.counts.confirmations.iter().map(Counter::get).collect();
         assert_eq!(counts, [2, 2, 0, 0, 0, 0, 0, 3, 4]);
-        assert_eq!(forward.confirmation_milliseconds.get(), 5 + 12 + 360_000 + 480_004);
+        assert_eq!(forward.counts.confirmation_milliseconds.get(), 5 + 12 + 360_000 + 480_004);
     }
 
     #[test]

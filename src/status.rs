@@ -97,7 +97,7 @@ impl Verdict {
         if let Some((forward, last)) = rejects.max_by_key(|(_, reject)| reject.at)
             && last.at.elapsed() < REJECTS_WARN
         {
-            let rejected: u64 = forwards.iter().map(|forward| forward.rejected.get()).sum();
+            let rejected: u64 = forwards.iter().map(|forward| forward.counts.rejected.get()).sum();
             let (queue, reason) = (label(&forward.config.source.queue), printable(&last.reason));
             let _ = write!(text, " {rejected} jobs rejected, last in {queue} ({reason}).");
         }
@@ -139,7 +139,7 @@ fn plural(count: usize, what: &str) -> String {
 /// Jobs that wait although a forward should take them.
 fn backlog_of(forward: &ForwardMetrics) -> u64 {
     match forward.state() {
-        State::Failed => forward.waiting().unwrap_or(0).saturating_add(forward.held() as u64),
+        State::Failed => forward.counts.waiting.get().unwrap_or(0).saturating_add(forward.held() as u64),
         _ => 0,
     }
 }
@@ -176,15 +176,15 @@ fn performance(forwards: &[impl AsRef<ForwardMetrics>]) -> BTreeMap<String, (u64
     for forward in forwards() {
         let source = &forward.config.source;
         let queue = &source.queue;
-        let jobs = forward.jobs.get();
-        count("bytes_in", forward.bytes_in.get());
-        count("bytes_out", forward.bytes_out.get());
-        count("total_errors", forward.errors.get());
+        let jobs = forward.counts.jobs.get();
+        count("bytes_in", forward.counts.bytes_in.get());
+        count("bytes_out", forward.counts.bytes_out.get());
+        count("total_errors", forward.counts.errors.get());
         count("total_jobs", jobs);
-        count(&format!("{queue}::bytes_out"), forward.bytes_out.get());
+        count(&format!("{queue}::bytes_out"), forward.counts.bytes_out.get());
         count(&format!("{queue}::jobs"), jobs);
-        count(&format!("{queue}::rejected"), forward.rejected.get());
-        count(&format!("{queue}::expired"), forward.expired.get());
+        count(&format!("{queue}::rejected"), forward.counts.rejected.get());
+        count(&format!("{queue}::expired"), forward.counts.expired.get());
         if servers_of.get(queue.as_str()).is_some_and(|servers| servers.len() > 1) {
             count(&format!("{source}::jobs"), jobs);
         }
@@ -403,10 +403,10 @@ mod tests {
     fn everything_that_applies_is_told_in_order() {
         let forwards = two();
         trouble(&forwards[0], "192.168.1.33:4730", "connection refused", Instant::now());
-        forwards[0].set_waiting(Some(90));
+        forwards[0].counts.waiting.set(Some(90));
         forwards[0].set_held(10);
         forwards[1].set_held(7);
-        forwards[1].set_waiting(Some(7));
+        forwards[1].counts.waiting.set(Some(7));
         forwards[1].rejected("bad base64");
         assert_eq!(
             text(&forwards),
@@ -441,7 +441,7 @@ mod tests {
     fn what_a_working_forward_holds_is_no_backlog() {
         let forwards = two();
         forwards[0].set_held(4096);
-        forwards[0].set_waiting(Some(5));
+        forwards[0].counts.waiting.set(Some(5));
         assert!(ask(&forwards, "check").starts_with("0:OK - proxy version v1.0.0 running.| 'backlog'=0;;; "));
     }
 
@@ -454,7 +454,7 @@ mod tests {
         forwards[0].given_back(12);
         forwards[0].set_held(0);
         assert!(text(&forwards).ends_with(" backlog contains 12 jobs."));
-        forwards[0].set_waiting(Some(13));
+        forwards[0].counts.waiting.set(Some(13));
         assert!(text(&forwards).ends_with(" backlog contains 13 jobs."));
     }
 

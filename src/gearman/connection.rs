@@ -48,6 +48,9 @@ const LOOKUP_STACK_SIZE: usize = 256 << 10;
 /// `connect` on a socket that does not block (Linux).
 const EINPROGRESS: i32 = 115;
 
+/// `gearadmin` has no such command.
+const MAXQUEUE: &str = "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT";
+
 /// The error code of a server whose queue takes no more jobs.
 pub const QUEUE_FULL: &str = "QUEUE_ERROR";
 
@@ -92,7 +95,7 @@ impl fmt::Display for ConnectionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConnectionError::Resolve(error) if error.raw_os_error().is_some() => {
-                write!(f, "name could not be resolved: {}", reason(error))
+                write!(f, "{}: {}", self.kind(), in_words(error).0)
             }
             ConnectionError::NoAnswer(limit) => write!(f, "no answer for {} s", limit.as_secs_f32().round()),
             ConnectionError::Protocol(error) => error.fmt(f),
@@ -107,40 +110,29 @@ impl std::error::Error for ConnectionError {}
 impl ConnectionError {
     /// What reasons are compared by: the same for texts that differ only in numbers.
     pub fn kind(&self) -> &'static str {
-        match self {
-            ConnectionError::Resolve(_) => "name could not be resolved",
-            ConnectionError::Connect(error) | ConnectionError::Io(error) => reason(error),
-            ConnectionError::Closed => "connection closed by the server",
-            ConnectionError::NoAnswer(_) => "no answer",
-            ConnectionError::Protocol(_) => "not the Gearman protocol",
-            ConnectionError::Refused(code) if code == QUEUE_FULL => "queue full",
-            ConnectionError::Refused(_) => "refused",
-            ConnectionError::Stopped => "stopped",
-        }
+        self.in_words().0
     }
 
     /// What an administrator can do next.
     pub fn advice(&self) -> &'static str {
+        self.in_words().1
+    }
+
+    fn in_words(&self) -> (&'static str, &'static str) {
         match self {
-            ConnectionError::Resolve(_) => "check the host name and the resolver",
-            ConnectionError::Connect(error) | ConnectionError::Io(error) if out_of_files(error) => {
-                "raise the limit of open files"
+            ConnectionError::Resolve(_) => ("name could not be resolved", "check the host name and the resolver"),
+            ConnectionError::Connect(error) | ConnectionError::Io(error) => in_words(error),
+            ConnectionError::Closed => ("connection closed by the server", "was it stopped? see the server's log"),
+            ConnectionError::NoAnswer(_) => {
+                ("no answer", "the server accepts connections but hangs: look at its process")
             }
-            ConnectionError::Connect(error) => match error.kind() {
-                io::ErrorKind::ConnectionRefused => "is gearmand running there, and on this port?",
-                io::ErrorKind::PermissionDenied => "check the firewall of this host",
-                _ => "check the route and the firewall",
-            },
-            ConnectionError::Io(_) => "check the network and the server's log",
-            ConnectionError::Closed => "was it stopped or restarted? see the server's log",
-            ConnectionError::Refused(code) if code == QUEUE_FULL => {
-                "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT"
+            ConnectionError::Protocol(_) => ("not Gearman", "is this port a Gearman job server's, without TLS?"),
+            ConnectionError::Refused(code) if code == QUEUE_FULL => ("queue full", MAXQUEUE),
+            ConnectionError::Refused(code) if code == "ARGUMENT_TOO_LARGE" => {
+                ("refused", "the queue's name is too long")
             }
-            ConnectionError::Refused(code) if code == "ARGUMENT_TOO_LARGE" => "the queue's name is too long for it",
-            ConnectionError::Refused(_) => "see the server's log",
-            ConnectionError::NoAnswer(_) => "the server accepts connections but hangs: look at its process",
-            ConnectionError::Protocol(_) => "is this port a Gearman job server's, without TLS?",
-            ConnectionError::Stopped => "start again",
+            ConnectionError::Refused(_) => ("refused", "see the server's log"),
+            ConnectionError::Stopped => ("stopped", "start it again"),
         }
     }
 }
@@ -160,27 +152,23 @@ impl From<ProtocolError> for ConnectionError {
     }
 }
 
-fn out_of_files(error: &io::Error) -> bool {
-    // EMFILE, ENFILE
-    matches!(error.raw_os_error(), Some(23 | 24))
-}
-
-fn reason(error: &io::Error) -> &'static str {
-    if out_of_files(error) {
-        return "too many open files";
-    }
+/// What an error of the system is called, and what can be done.
+fn in_words(error: &io::Error) -> (&'static str, &'static str) {
+    const ROUTE: &str = "check the route and the firewall";
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused",
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset",
-        io::ErrorKind::ConnectionAborted => "connection aborted",
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "connection timed out",
-        io::ErrorKind::HostUnreachable => "no route to the host",
-        io::ErrorKind::NetworkUnreachable => "network unreachable",
-        io::ErrorKind::NetworkDown => "network down",
-        io::ErrorKind::PermissionDenied => "not permitted by this host",
-        io::ErrorKind::AddrNotAvailable => "no local address or port left",
-        io::ErrorKind::OutOfMemory => "out of memory",
-        _ => "network error",
+        // EMFILE, ENFILE
+        _ if matches!(error.raw_os_error(), Some(23 | 24)) => ("too many open files", "raise the limit of open files"),
+        io::ErrorKind::ConnectionRefused => ("connection refused", "is gearmand running there, and on this port?"),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ("connection reset", "see the server's log"),
+        io::ErrorKind::ConnectionAborted => ("connection aborted", ROUTE),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ("connection timed out", ROUTE),
+        io::ErrorKind::HostUnreachable => ("no route to the host", ROUTE),
+        io::ErrorKind::NetworkUnreachable => ("network unreachable", ROUTE),
+        io::ErrorKind::NetworkDown => ("network down", ROUTE),
+        io::ErrorKind::PermissionDenied => ("not permitted by this host", "check the firewall of this host"),
+        io::ErrorKind::AddrNotAvailable => ("no local address or port left", "too many connections leave this host"),
+        io::ErrorKind::OutOfMemory => ("out of memory", "raise this host's or the service's limit"),
+        _ => ("network error", ROUTE),
     }
 }
 
@@ -321,14 +309,13 @@ impl Connection {
     ///
     /// # Errors
     /// The connection broke, or took nothing within `limit`.
-    pub fn send(&mut self, bytes: &[u8], limit: Duration) -> Result<(), ConnectionError> {
+    pub fn send(&mut self, mut bytes: &[u8], limit: Duration) -> Result<(), ConnectionError> {
         let deadline = Instant::now() + limit;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            self.stream.set_write_timeout(Some(self.slice(deadline, limit)?))?;
-            match self.stream.write(rest) {
-                Ok(0) => return Err(ConnectionError::Closed),
-                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+        while !bytes.is_empty() {
+            let slice = self.slice(deadline)?.ok_or(ConnectionError::NoAnswer(limit))?;
+            self.stream.set_write_timeout(Some(slice))?;
+            match self.stream.write(bytes) {
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
@@ -357,25 +344,19 @@ impl Connection {
     /// # Errors
     /// As those of [`Connection::next`]; [`ConnectionError::NoAnswer`] when nothing came for `limit`.
     pub fn next_cut(&mut self, keep: usize, limit: Duration) -> Result<(u32, Vec<u8>), ConnectionError> {
-        let (mut body, mut header) = (Vec::new(), None);
+        let Parsed::TooLong { kind, length: mut left } = parse(self.incoming.unread(), |_| 0)? else {
+            return Err(ProtocolError::BadMagic.into());
+        };
+        self.incoming.skip(HEADER_SIZE);
+        let mut body = Vec::new();
         loop {
-            if header.is_none()
-                && let Some(bytes) = self.incoming.unread().first_chunk::<HEADER_SIZE>()
-            {
-                let [_, _, _, _, k0, k1, k2, k3, l0, l1, l2, l3] = *bytes;
-                header = Some((u32::from_be_bytes([k0, k1, k2, k3]), u32::from_be_bytes([l0, l1, l2, l3]) as usize));
-                self.incoming.skip(HEADER_SIZE);
-            }
-            if let Some((kind, left)) = &mut header {
-                let unread = self.incoming.unread();
-                let count = unread.len().min(*left);
-                let kept = count.min(keep - body.len());
-                body.extend_from_slice(unread.get(..kept).unwrap_or_default());
-                self.incoming.skip(count);
-                *left -= count;
-                if *left == 0 {
-                    return Ok((*kind, body));
-                }
+            let unread = self.incoming.unread();
+            let count = unread.len().min(left);
+            body.extend(unread.iter().take(count.min(keep - body.len())));
+            self.incoming.skip(count);
+            left -= count;
+            if left == 0 {
+                return Ok((kind, body));
             }
             if !self.fill(Instant::now() + limit)? {
                 return Err(ConnectionError::NoAnswer(limit));
@@ -385,25 +366,22 @@ impl Connection {
 
     /// Reads once; `false` when nothing came before `deadline`.
     fn fill(&mut self, deadline: Instant) -> Result<bool, ConnectionError> {
-        loop {
-            let slice = match self.slice(deadline, Duration::ZERO) {
-                Err(ConnectionError::NoAnswer(_)) => return Ok(false),
-                other => other?,
-            };
+        while let Some(slice) = self.slice(deadline)? {
             self.stream.set_read_timeout(Some(slice))?;
             match self.incoming.fill(&mut &self.stream) {
                 Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => {}
                 other => return Ok(other.map(|()| true)?),
             }
         }
+        Ok(false)
     }
 
-    /// How long to wait now for something that may take until `deadline`.
-    fn slice(&self, deadline: Instant, limit: Duration) -> Result<Duration, ConnectionError> {
-        match deadline.saturating_duration_since(Instant::now()) {
-            _ if self.stop.is_set() => Err(ConnectionError::Stopped),
-            Duration::ZERO => Err(ConnectionError::NoAnswer(limit)),
-            left => Ok(left.clamp(Duration::from_millis(1), SLICE)),
+    /// How long to wait now for something that may take until `deadline`; `None` when that has come.
+    fn slice(&self, deadline: Instant) -> Result<Option<Duration>, ConnectionError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.stop.is_set() {
+            true => Err(ConnectionError::Stopped),
+            false => Ok((!left.is_zero()).then(|| left.clamp(Duration::from_millis(1), SLICE))),
         }
     }
 
@@ -434,61 +412,60 @@ impl Connection {
 
 /// The longest body of a packet of this type, where one with data may have `data` bytes. Only data may be large.
 pub fn limit_of(kind: u32, data: usize) -> usize {
-    match kind {
-        kind::JOB_ASSIGN_UNIQ | kind::WORK_COMPLETE | kind::WORK_DATA | kind::WORK_WARNING | kind::WORK_EXCEPTION => {
-            data
-        }
-        _ => MAX_SMALL_PACKET,
-    }
+    use kind::{JOB_ASSIGN_UNIQ, WORK_COMPLETE, WORK_DATA, WORK_EXCEPTION, WORK_WARNING};
+    let large = [JOB_ASSIGN_UNIQ, WORK_COMPLETE, WORK_DATA, WORK_EXCEPTION, WORK_WARNING].contains(&kind);
+    if large { data } else { MAX_SMALL_PACKET }
 }
 
 /// A name on its way through the resolver. All who connect to this host at that time wait for the same answer.
 #[derive(Debug, Default)]
 struct Lookup {
     done: Latch,
-    addresses: Mutex<Option<io::Result<Vec<SocketAddr>>>>,
+    /// Empty while it runs; or the system's error number.
+    addresses: Mutex<(Vec<SocketAddr>, Option<i32>)>,
 }
 
 static LOOKUPS: Mutex<BTreeMap<String, Arc<Lookup>>> = Mutex::new(BTreeMap::new());
 
-/// The host's addresses, with port 0. A resolver that hangs hangs in a thread of its own, one a host, that nobody joins.
+/// The host's addresses. A resolver that hangs hangs in a thread of its own, one a host, that nobody joins.
 fn resolve(host: &str, limit: Duration, stop: &Latch) -> Result<Vec<SocketAddr>, ConnectionError> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, 0)]);
     }
-    let mut lookups = LOOKUPS.lock();
-    let lookup = match lookups.get(host) {
-        Some(running) => Arc::clone(running),
-        None => {
-            let lookup = Arc::new(Lookup::default());
-            let (name, answer) = (host.to_owned(), Arc::clone(&lookup));
-            let builder = thread::Builder::new().name(format!("lookup:{host}")).stack_size(LOOKUP_STACK_SIZE);
-            let spawned = builder.spawn(move || {
-                let addresses = (name.as_str(), 0).to_socket_addrs().map(Iterator::collect);
-                *answer.addresses.lock() = Some(addresses);
-                // The next connection asks again.
-                LOOKUPS.lock().remove(&name);
-                answer.done.set();
-            });
-            spawned.map_err(|error| ConnectionError::Resolve(io::Error::other(error)))?;
-            lookups.insert(host.to_owned(), Arc::clone(&lookup));
-            lookup
-        }
-    };
-    drop(lookups);
+    let lookup = look_up(host)?;
     select! {
         recv(lookup.done.channel()) -> _ => {}
         recv(stop.channel()) -> _ => return Err(ConnectionError::Stopped),
-        default(limit) => {}
+        default(limit) => return Err(ConnectionError::Resolve(io::ErrorKind::TimedOut.into())),
     }
-    match &*lookup.addresses.lock() {
-        Some(Ok(addresses)) => Ok(addresses.clone()),
-        Some(Err(error)) => Err(ConnectionError::Resolve(match error.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => error.kind().into(),
-        })),
-        None => Err(ConnectionError::Resolve(io::ErrorKind::TimedOut.into())),
+    let (addresses, error) = lookup.addresses.lock().clone();
+    match error.map(io::Error::from_raw_os_error) {
+        Some(error) => Err(ConnectionError::Resolve(error)),
+        None => Ok(addresses),
     }
+}
+
+/// The lookup of this host that runs, or one that begins now.
+fn look_up(host: &str) -> Result<Arc<Lookup>, ConnectionError> {
+    let mut lookups = LOOKUPS.lock();
+    if let Some(running) = lookups.get(host) {
+        return Ok(Arc::clone(running));
+    }
+    let lookup = Arc::<Lookup>::default();
+    let (name, answer) = (host.to_owned(), Arc::clone(&lookup));
+    let builder = thread::Builder::new().name(format!("lookup:{host}")).stack_size(LOOKUP_STACK_SIZE);
+    let spawned = builder.spawn(move || {
+        *answer.addresses.lock() = match (name.as_str(), 0).to_socket_addrs() {
+            Ok(addresses) => (addresses.collect(), None),
+            Err(error) => (Vec::new(), error.raw_os_error()),
+        };
+        // The next connection asks again.
+        LOOKUPS.lock().remove(&name);
+        answer.done.set();
+    });
+    spawned.map_err(|error| ConnectionError::Resolve(io::Error::other(error)))?;
+    lookups.insert(host.to_owned(), Arc::clone(&lookup));
+    Ok(lookup)
 }
 
 /// Connects without a wait that a stop could not interrupt.
@@ -729,7 +706,9 @@ mod tests {
     fn a_name_is_resolved_and_an_unknown_one_is_an_error() {
         let stop = Latch::default();
         assert!(!resolve("localhost", LIMITS.connect, &stop).unwrap().is_empty());
-        let unknown = resolve("no-such-host.invalid", Duration::from_secs(30), &stop);
+        let unknown = Server { host: String::from("no-such-host.invalid"), port: 4730 };
+        let limits = Limits { connect: Duration::from_secs(30), ..LIMITS };
+        let unknown = Connection::open(&unknown, "test", &limits, &stop);
         assert!(matches!(unknown, Err(ConnectionError::Resolve(_))), "{unknown:?}");
         assert!(LOOKUPS.lock().get("no-such-host.invalid").is_none(), "the next one asks again");
     }

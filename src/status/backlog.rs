@@ -50,7 +50,7 @@ impl Sampler {
             if all || forward.state() == State::Failed {
                 ask(&forward.config.source, End::Source, &forward);
             } else {
-                forward.set_waiting(None);
+                forward.counts.waiting.set(None);
             }
             if all {
                 ask(forward.destination().1, End::Destination, &forward);
@@ -87,8 +87,8 @@ fn answer(server: &Server, questions: &[(String, End, Arc<ForwardMetrics>)], sto
         // A queue that the server doesn't name is empty.
         let jobs = answer.is_ok().then(|| waiting.get(queue.as_str()).copied().unwrap_or(0));
         match end {
-            End::Source => forward.set_waiting(jobs),
-            End::Destination => forward.set_waiting_there(jobs),
+            End::Source => forward.counts.waiting.set(jobs),
+            End::Destination => forward.counts.waiting_there.set(jobs),
         }
     }
 }
@@ -150,13 +150,13 @@ mod tests {
         sampler.round(&metrics, false);
         assert_eq!(sampler.asking.keys().collect::<Vec<_>>(), [&ill.server]);
         answer(&listener);
-        wait_until("answered", || forwards[1].waiting().is_some());
-        assert_eq!(forwards[1].waiting(), Some(3));
-        assert_eq!(forwards[0].waiting(), None);
+        wait_until("answered", || forwards[1].counts.waiting.get().is_some());
+        assert_eq!(forwards[1].counts.waiting.get(), Some(3));
+        assert_eq!(forwards[0].counts.waiting.get(), None);
 
         forwards[1].recovered(&dead());
         sampler.round(&metrics, false);
-        assert_eq!(forwards[1].waiting(), None);
+        assert_eq!(forwards[1].counts.waiting.get(), None);
     }
 
     #[test]
@@ -172,9 +172,9 @@ mod tests {
         sampler.round(&metrics, false);
         sampler.round(&metrics, false);
         answer(&listener);
-        wait_until("answered", || forwards[1].waiting().is_some());
+        wait_until("answered", || forwards[1].counts.waiting.get().is_some());
         assert!(began.elapsed() < LIMITS.answer, "the other was waited for");
-        assert_eq!(forwards[0].waiting(), None);
+        assert_eq!(forwards[0].counts.waiting.get(), None);
         hanging.set_nonblocking(true).unwrap();
         assert!(hanging.accept().is_ok());
         assert!(hanging.accept().is_err());
@@ -190,11 +190,11 @@ mod tests {
         let mut sampler = Sampler::new(Latch::default());
         sampler.round(&metrics, false);
         answer(&listener);
-        wait_until("answered", || forward.waiting().is_some());
+        wait_until("answered", || forward.counts.waiting.get().is_some());
         drop(listener);
         wait_until("the first question ended", || sampler.asking.values().all(JoinHandle::is_finished));
         sampler.round(&metrics, false);
-        wait_until("refused", || forward.waiting().is_none());
+        wait_until("refused", || forward.counts.waiting.get().is_none());
     }
 
     #[test]
@@ -208,6 +208,8 @@ mod tests {
         Sampler::new(Latch::default()).round(&metrics, true);
         answer(&at_source);
         answer(&at_destination);
-        wait_until("both answered", || forward.waiting() == Some(3) && forward.waiting_there() == Some(3));
+        wait_until("both answered", || {
+            forward.counts.waiting.get() == Some(3) && forward.counts.waiting_there.get() == Some(3)
+        });
     }
 }

@@ -40,7 +40,7 @@ impl Rates {
         let mut counted = BTreeMap::new();
         for forward in metrics.forwards() {
             let source = forward.config.source.clone();
-            let (jobs, bytes) = (forward.jobs.get(), forward.bytes_out.get());
+            let (jobs, bytes) = (forward.counts.jobs.get(), forward.counts.bytes_out.get());
             if let (Some(elapsed), Some(before)) = (elapsed, self.counted.get(&source)) {
                 // A reload may have begun again at 0.
                 let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed.as_secs_f64();
@@ -148,9 +148,9 @@ fn row(forward: &ForwardMetrics, rates: &Rates) -> Row {
         rate.map_or_else(unknown, |rate| short(rate.0)),
         rate.map_or_else(unknown, |rate| short(rate.1)),
         forward.held().to_string(),
-        forward.waiting().map_or_else(unknown, |jobs| short(jobs as f64)),
-        short(forward.rejected.get() as f64),
-        short(forward.jobs.get() as f64),
+        forward.counts.waiting.get().map_or_else(unknown, |jobs| short(jobs as f64)),
+        short(forward.counts.rejected.get() as f64),
+        short(forward.counts.jobs.get() as f64),
     ];
     let troubles = forward.troubles();
     let first = troubles.iter().min_by_key(|(_, trouble)| trouble.since);
@@ -259,7 +259,7 @@ mod tests {
         ];
         forwards[0].delivered(12, 1, 1);
         forwards[2].set_held(5);
-        forwards[2].set_waiting(Some(1_234_567));
+        forwards[2].counts.waiting.set(Some(1_234_567));
         forwards[2].troubled(&forwards[2].config.destination.server, "connection refused");
         let text = show(&forwards, "table 200x50");
         let lines: Vec<&str> = text.lines().collect();

@@ -218,7 +218,10 @@ fn rejected_jobs_are_counted_and_a_warning() {
     ));
     source.submit_all("failing", &vec![b"%".to_vec(); 2]);
     source.submit_all("rejecting", &vec![b"%".to_vec(); 3]);
-    let status = wait_for_message(&source, r"^1:WARNING - proxy version v\S+ running\. 5 jobs rejected\.$");
+    let status = wait_for_message(
+        &source,
+        r"^1:WARNING - proxy version v\S+ running\. 5 jobs rejected, last in (failing|rejecting) \([^()]+\)\.$",
+    );
     assert_eq!(status.value("failing::rejected"), 2);
     assert_eq!(status.value("rejecting::rejected"), 3);
     assert_eq!(status.value("total_errors"), 5);

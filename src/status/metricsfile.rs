@@ -157,3 +157,80 @@ fn labels(forward: &ForwardMetrics) -> String {
     let first = forward.destinations().first().map_or(String::new(), |first| quoted(&first.server.to_string()));
     format!("source=\"{server}\",destination=\"{first}\",queue=\"{queue}\"")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::metrics::tests::forward;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("gearman-proxy-metrics-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn every_counter_of_a_forward_is_there_with_its_labels() {
+        let metrics = Metrics::default();
+        let forward = forward("a:1/it\"s\\", "b:1/q");
+        metrics.set_forwards(vec![Arc::clone(&forward)]);
+        forward.set_connected(true);
+        forward.delivered(3, 30, 40);
+        forward.confirmed(Duration::from_millis(20), 2);
+        forward.confirmed(Duration::from_secs(200), 1);
+        forward.rejected("bad base64");
+        forward.counts.waiting.set(Some(7));
+        let text = text(&metrics, UNIX_EPOCH + Duration::from_secs(99));
+        let labels = r#"source="a:1",destination="b:1",queue="it\"s\\""#;
+        for line in [
+            format!("gearman_proxy_forward_jobs_total{{{labels}}} 3"),
+            format!("gearman_proxy_forward_received_bytes_total{{{labels}}} 30"),
+            format!("gearman_proxy_forward_sent_bytes_total{{{labels}}} 40"),
+            format!("gearman_proxy_forward_rejected_jobs_total{{{labels}}} 1"),
+            format!("gearman_proxy_forward_waiting_jobs{{{labels}}} 7"),
+            format!("gearman_proxy_forward_state{{{labels}}} 0"),
+            format!("gearman_proxy_forward_confirmation_seconds_bucket{{{labels},le=\"0.005\"}} 0"),
+            format!("gearman_proxy_forward_confirmation_seconds_bucket{{{labels},le=\"0.025\"}} 2"),
+            format!("gearman_proxy_forward_confirmation_seconds_bucket{{{labels},le=\"+Inf\"}} 3"),
+            format!("gearman_proxy_forward_confirmation_seconds_sum{{{labels}}} 200.04"),
+            format!("gearman_proxy_forward_confirmation_seconds_count{{{labels}}} 3"),
+            String::from("gearman_proxy_written_timestamp_seconds 99"),
+            String::from("gearman_proxy_status 1"),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        assert!(!text.contains("destination_waiting_jobs"), "what is not known is not told: {text}");
+    }
+
+    #[test]
+    fn a_symbolic_link_is_replaced_and_not_followed() {
+        let folder = folder("link");
+        let (target, path) = (folder.join("target"), folder.join("metrics.prom"));
+        fs::write(&target, "precious").unwrap();
+        symlink(&target, &path).unwrap();
+        let beside = folder.join(format!(".metrics.prom.{}.new", std::process::id()));
+        symlink(&target, &beside).unwrap();
+        replace(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        let kind = fs::symlink_metadata(&path).unwrap();
+        assert!(kind.is_file() && kind.permissions().mode() & 0o777 == 0o644);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2, "nothing is left beside it");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_and_is_forgotten_when_it_works_again() {
+        let folder = folder("gone");
+        let mut file = MetricsFile::new(folder.join("there/metrics.prom"));
+        file.write(&Metrics::default());
+        assert!(file.failed);
+        fs::create_dir(folder.join("there")).unwrap();
+        file.write(&Metrics::default());
+        assert!(!file.failed && file.path.exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-use getopts::{HasArg, Occur, Options};
+use getopts::{Fail, HasArg, Matches, Occur, Options};
 
-use crate::config::{Address, LogTarget, default_paths};
+use crate::config::keys::nearest;
+use crate::config::{Address, LogTarget};
 
 /// An option of the command line.
 #[derive(Debug, Clone, Copy)]
@@ -17,110 +18,53 @@ pub struct CliOption {
     pub long: &'static str,
     /// Another name behind two hyphens, empty if there is none.
     pub alias: &'static str,
-    /// What the argument is called, empty if the option takes none; in brackets if it can be left out.
+    /// What the argument is called, empty if the option takes none; `[=NAME]` if it can be left out.
     pub argument: &'static str,
     /// What it does, in plain text.
     pub meaning: &'static str,
 }
 
-/// All options, in the order of the documentation.
-pub static OPTIONS: [CliOption; 15] = [
-    CliOption {
-        short: "c",
-        long: "config",
-        alias: "",
-        argument: "PATH",
-        meaning: "Read the configuration from a file, from the *.cfg and *.conf in a folder, or from what a pattern \
-                  matches. May be repeated. Without it, $OMD_ROOT/etc/mod-gearman/proxy.conf where OMD_ROOT is set, \
-                  else /etc/gearman-proxy/proxy.conf.",
-    },
-    CliOption {
-        short: "l",
-        long: "logfile",
-        alias: "log",
-        argument: "PATH",
-        meaning: "Log to stdout (also -), stderr or a file.",
-    },
-    CliOption {
-        short: "p",
-        long: "pidfile",
-        alias: "pid",
-        argument: "PATH",
-        meaning: "Write the process id to a file at start and remove the file at the end.",
-    },
-    CliOption {
-        short: "d",
-        long: "debug",
-        alias: "",
-        argument: "[=LEVEL]",
-        meaning: "Log what happens: 0 only what changes, 1 debug, 2 trace. Without a level, 1.",
-    },
-    CliOption {
-        short: "v",
-        long: "verbose",
-        alias: "",
-        argument: "",
-        meaning: "Log at debug level; given twice, at trace level.",
-    },
-    CliOption { short: "q", long: "quiet", alias: "", argument: "", meaning: "Log errors and warnings only." },
-    CliOption {
-        short: "t",
-        long: "check",
-        alias: "",
-        argument: "",
-        meaning: "Read the configuration, print its forwards as a table and exit, with 2 if anything is wrong.",
-    },
-    CliOption {
-        short: "",
-        long: "try",
-        alias: "",
-        argument: "ADDRESS",
-        meaning: "Run the stages of the forward from this address on a job's data from standard input and show each \
-                  outcome; send nothing. Exits with 1 if the job is undeliverable.",
-    },
-    CliOption {
-        short: "",
-        long: "convert",
-        alias: "",
-        argument: "FILE...",
-        meaning: "Print configurations of gearman_proxy.pl (files, or folders with *.cfg and *.conf) in this program's \
-                  language. They are Perl and are executed by perl, as the Perl proxy did: convert only what you trust. \
-                  Exits with 1 if something is left for a person.",
-    },
-    CliOption {
-        short: "",
-        long: "status",
-        alias: "",
-        argument: "[=ADDRESS]",
-        meaning: "Ask a running proxy on its status queue (the configuration's unless an address is given) and print the \
-                  answer as check_gearman does. Exits with 0 OK, 1 warning, 2 critical or no answer, 3 unknown.",
-    },
-    CliOption {
-        short: "",
-        long: "top",
-        alias: "",
-        argument: "[=ADDRESS]",
-        meaning: "Live view of all forwards of a running proxy, refreshed every second. It is asked on its status queue, as \
-                  with --status.",
-    },
-    CliOption {
-        short: "",
-        long: "once",
-        alias: "",
-        argument: "",
-        meaning: "With --top, show the view once and exit as --status does.",
-    },
-    CliOption {
-        short: "",
-        long: "replay",
-        alias: "",
-        argument: "FROM=TO",
-        meaning: "Move the jobs that wait in one queue, such as a reject queue, to another, and exit. Both are addresses. A \
-                  job leaves its queue only when the other one has it.",
-    },
-    CliOption { short: "V", long: "version", alias: "", argument: "", meaning: "Print the version and exit." },
-    CliOption { short: "h", long: "help", alias: "", argument: "", meaning: "Print this help and exit." },
-];
+/// Makes the table of `LETTER NAME ALIAS ARGUMENT: MEANING`.
+macro_rules! options {
+    ($($short:literal $long:literal $alias:literal $argument:literal: $meaning:literal)+) => {
+        /// All options, in the order of the documentation.
+        pub static OPTIONS: [CliOption; [$($long),+].len()] = [
+            $(CliOption { short: $short, long: $long, alias: $alias, argument: $argument, meaning: $meaning }),+
+        ];
+    };
+}
+
+options! {
+    "c" "config" "" "PATH":
+        "Read the configuration from a file, from the *.cfg and *.conf in a folder, or from what a pattern matches. May be \
+         repeated. Without it, $OMD_ROOT/etc/mod-gearman/proxy.conf where OMD_ROOT is set, else \
+         /etc/gearman-proxy/proxy.conf."
+    "l" "logfile" "log" "PATH": "Log to stdout (also -), stderr or a file."
+    "p" "pidfile" "pid" "PATH":
+        "Write the process id to a file at start and remove the file at the end. One that names a live proxy is an error."
+    "d" "debug" "" "[=LEVEL]": "Log at this level: 0 info, 1 debug, 2 trace. Without a level, 1."
+    "v" "verbose" "" "": "Log at debug level; given twice, at trace level."
+    "q" "quiet" "" "": "Log errors and warnings only."
+    "t" "check" "" "":
+        "Read the configuration, print its forwards as a table and exit: with 0, or with 2 if anything is wrong. Nothing is \
+         touched."
+    "" "try" "" "ADDRESS":
+        "Run the stages of the forward from this address on a job's data from standard input and show each outcome; send \
+         nothing. Exits with 1 if the job is undeliverable."
+    "" "status" "" "[=ADDRESS]":
+        "Ask the running proxy how it is, print its answer (a line with performance data, as of a monitoring plugin) and \
+         exit: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. It is asked on the status queue at this address, else on that of \
+         the configuration."
+    "" "top" "" "[=ADDRESS]":
+        "Live view of all forwards of a running proxy, refreshed every second. It is asked on the status queue at this \
+         address, else on that of the configuration. q and Enter end it."
+    "" "once" "" "": "Show that view once."
+    "" "replay" "" "QUEUE-ADDRESS=ADDRESS":
+        "Move the jobs that are in the first queue to the second as they are, e.g. from a reject queue back to its source, \
+         and exit when all that were there are moved."
+    "V" "version" "" "": "Print the version and exit."
+    "h" "help" "" "": "Print this help and exit."
+}
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,17 +75,15 @@ pub enum Action {
     Check,
     /// Run the stages of the forward from this address, as it was written, on standard input.
     Try(String),
-    /// Convert these configurations of the Perl script.
-    Convert(Vec<PathBuf>),
-    /// Ask a running proxy for its status, on the configuration's status queue where no address is given.
+    /// Ask this status queue, or the configuration's, how the proxy is.
     Status(Option<Address>),
-    /// Show a running proxy's forwards.
+    /// Show the forwards at work, as this status queue or the configuration's tells.
     Top {
         address: Option<Address>,
         /// Once, not every second.
         once: bool,
     },
-    /// Move the jobs of one queue to another.
+    /// Move the jobs of one queue to another, once.
     Replay { from: Address, to: Address },
     /// Print [`help`].
     Help,
@@ -152,7 +94,6 @@ pub enum Action {
 /// A command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cli {
-    /// What is to be done.
     pub action: Action,
     /// Files, folders and patterns of the configuration, in their order; empty if none was given.
     pub config: Vec<PathBuf>,
@@ -164,14 +105,6 @@ pub struct Cli {
     pub debug: Option<u8>,
     /// Whether errors and warnings only are logged; then `debug` is none.
     pub quiet: bool,
-}
-
-impl Cli {
-    /// What to read the configuration from: what was given, else the default.
-    #[must_use]
-    pub fn config_paths(&self) -> Vec<PathBuf> {
-        if self.config.is_empty() { default_paths() } else { self.config.clone() }
-    }
 }
 
 /// Why a command line is wrong, and what would be right.
@@ -197,58 +130,24 @@ fn wrong<T>(message: impl Into<String>) -> Result<T, CliError> {
 /// # Errors
 /// It can't be understood, or asks for two things at once.
 pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
-    let mut texts = Vec::new();
-    for arg in args {
-        match arg.into_string() {
-            Ok(text) => texts.push(text),
-            Err(arg) => return wrong(format!("the argument {arg:?} is not UTF-8")),
-        }
-    }
-    let matches = options().parse(&texts).map_err(|fail| CliError { message: in_words(&fail) })?;
+    let text = |arg: OsString| arg.into_string().or_else(|arg| wrong(format!("the argument {arg:?} is not UTF-8")));
+    let texts = args.map(text).collect::<Result<Vec<String>, CliError>>()?;
+    let matches = options().parse(&texts).or_else(|fail| wrong(in_words(&fail)))?;
     if matches.opt_present("help") || matches.opt_present("version") {
         let action = if matches.opt_present("help") { Action::Help } else { Action::Version };
         return Ok(Cli { action, config: Vec::new(), logfile: None, pidfile: None, debug: None, quiet: false });
     }
-
-    let mut actions = Vec::new();
-    let tried = at_most_one(&matches, &["try"])?;
-    if matches.opt_present("check") {
-        actions.push(("--check", Action::Check));
-    }
-    if let Some(address) = tried {
-        actions.push(("--try", Action::Try(address)));
-    }
-    let converts = matches.opt_present("convert");
-    if converts {
-        let given = matches.opt_strs("convert").into_iter().chain(matches.free.iter().cloned());
-        let files: Vec<PathBuf> = given.map(PathBuf::from).collect();
-        if files.is_empty() {
-            return wrong("--convert needs a file: --convert gearman_proxy.cfg");
-        }
-        actions.push(("--convert", Action::Convert(files)));
-    }
-    let (status, top, once) = (matches.opt_present("status"), matches.opt_present("top"), matches.opt_present("once"));
-    if status {
-        actions.push(("--status", Action::Status(address_of(&matches, "status")?)));
-    }
-    if top || once {
-        let address = address_of(&matches, "top")?;
-        actions.push((if top { "--top" } else { "--once" }, Action::Top { address, once }));
-    }
-    if let Some(both) = at_most_one(&matches, &["replay"])? {
-        actions.push(("--replay", replay(&both)?));
-    }
-    if let [(first, _), (second, _), ..] = actions.as_slice() {
-        return wrong(format!("{first} and {second} can't be asked for at once"));
-    }
-    if let Some(free) = matches.free.first().filter(|free| (status || top) && free.contains('/')) {
-        let option = if status { "--status" } else { "--top" };
-        return wrong(format!("the address belongs behind a `=`: {option}={free}"));
-    }
-    if let Some(free) = matches.free.first().filter(|_| !converts) {
-        return wrong(format!(
-            "{free:?} belongs to no option: a configuration is named with --config={free}, a level with --debug=N"
-        ));
+    let action = action(&matches)?;
+    if let Some(free) = matches.free.first() {
+        let shown = free.escape_debug();
+        return wrong(match action {
+            Action::Status(None) => format!("the address stands behind a `=`: --status={shown}"),
+            Action::Top { address: None, .. } => format!("the address stands behind a `=`: --top={shown}"),
+            _ => format!(
+                "\"{shown}\" belongs to no option: a configuration is named with --config={shown}, a level with \
+                 --debug=N"
+            ),
+        });
     }
 
     let quiet = matches.opt_present("quiet");
@@ -256,24 +155,55 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
     if quiet && debug.is_some() {
         return wrong("--quiet can't be given with --debug or --verbose");
     }
-    let config = matches.opt_strs("config");
-    let logfile = at_most_one(&matches, &["logfile", "log"])?;
-    let pidfile = at_most_one(&matches, &["pidfile", "pid"])?;
-    for (name, values) in
-        [("config", config.as_slice()), ("logfile", logfile.as_slice()), ("pidfile", pidfile.as_slice())]
-    {
-        if values.iter().any(String::is_empty) {
-            return wrong(format!("--{name} needs a path"));
-        }
-    }
     Ok(Cli {
-        action: actions.pop().map_or(Action::Run, |(_, action)| action),
-        config: config.into_iter().map(PathBuf::from).collect(),
-        logfile: logfile.map(LogTarget::from_text),
-        pidfile: pidfile.map(PathBuf::from),
+        action,
+        config: given(&matches, &["config"])?.into_iter().map(PathBuf::from).collect(),
+        logfile: at_most_one(&matches, &["logfile", "log"])?.map(LogTarget::from_text),
+        pidfile: at_most_one(&matches, &["pidfile", "pid"])?.map(PathBuf::from),
         debug,
         quiet,
     })
+}
+
+/// The one thing that is asked for.
+fn action(matches: &Matches) -> Result<Action, CliError> {
+    let mut actions = Vec::new();
+    if matches.opt_present("check") {
+        actions.push(("--check", Action::Check));
+    }
+    if let Some(address) = at_most_one(matches, &["try"])? {
+        actions.push(("--try", Action::Try(address)));
+    }
+    if matches.opt_present("status") {
+        actions.push(("--status", Action::Status(optional_address(matches, "status")?)));
+    }
+    let once = matches.opt_present("once");
+    if once || matches.opt_present("top") {
+        let name = if matches.opt_present("top") { "--top" } else { "--once" };
+        actions.push((name, Action::Top { address: optional_address(matches, "top")?, once }));
+    }
+    if let Some(queues) = at_most_one(matches, &["replay"])? {
+        let Some((from, to)) = queues.split_once('=') else {
+            return wrong("--replay needs two addresses: --replay QUEUE-ADDRESS=ADDRESS");
+        };
+        let (from, to) = (address("replay", from)?, address("replay", to)?);
+        if from == to {
+            return wrong("--replay needs two different addresses");
+        }
+        actions.push(("--replay", Action::Replay { from, to }));
+    }
+    if let [(first, _), (second, _), ..] = actions.as_slice() {
+        return wrong(format!("{first} and {second} can't be asked for at once"));
+    }
+    Ok(actions.pop().map_or(Action::Run, |(_, action)| action))
+}
+
+fn address(option: &str, text: &str) -> Result<Address, CliError> {
+    Address::parse(text).or_else(|error| wrong(format!("--{option}: {error}")))
+}
+
+fn optional_address(matches: &Matches, option: &str) -> Result<Option<Address>, CliError> {
+    at_most_one(matches, &[option])?.map(|text| address(option, &text)).transpose()
 }
 
 fn options() -> Options {
@@ -281,8 +211,7 @@ fn options() -> Options {
     for option in &OPTIONS {
         let has_arg = match option.argument {
             "" => HasArg::No,
-            // `--convert` alone, with its files behind other options, is understood too.
-            "[=LEVEL]" | "[=ADDRESS]" | "FILE..." => HasArg::Maybe,
+            argument if argument.starts_with('[') => HasArg::Maybe,
             _ => HasArg::Yes,
         };
         options.opt(option.short, option.long, option.meaning, option.argument, has_arg, Occur::Multi);
@@ -293,84 +222,57 @@ fn options() -> Options {
     options
 }
 
-fn in_words(fail: &getopts::Fail) -> String {
-    use getopts::Fail;
+fn in_words(fail: &Fail) -> String {
     let dashed = |name: &str| if name.chars().count() == 1 { format!("-{name}") } else { format!("--{name}") };
+    let names = || OPTIONS.iter().flat_map(|option| [option.long, option.alias]).filter(|name| !name.is_empty());
     match fail {
         Fail::ArgumentMissing(name) => {
-            let argument = OPTIONS
-                .iter()
-                .find(|option| [option.short, option.long, option.alias].contains(&name.as_str()))
-                .map_or("argument", |option| option.argument);
+            let named = |option: &&CliOption| [option.short, option.long, option.alias].contains(&name.as_str());
+            let argument = OPTIONS.iter().find(named).map_or("argument", |option| option.argument);
             format!("{} needs its {argument}", dashed(name))
         }
-        Fail::UnrecognizedOption(name) => format!("there is no option {}", dashed(name)),
+        Fail::UnrecognizedOption(name) => {
+            let near = nearest(name, names()).map_or_else(String::new, |near| format!(": did you mean --{near}?"));
+            format!("there is no option {}{near}", dashed(name).escape_debug())
+        }
         Fail::UnexpectedArgument(name) => format!("{} takes no argument", dashed(name)),
         Fail::OptionMissing(name) | Fail::OptionDuplicated(name) => format!("{} is given once", dashed(name)),
     }
 }
 
-/// The one argument of an option under all its names.
-fn at_most_one(matches: &getopts::Matches, names: &[&str]) -> Result<Option<String>, CliError> {
-    let mut given: Vec<String> = names.iter().flat_map(|name| matches.opt_strs(name)).collect();
+/// The arguments of an option under all its names.
+fn given(matches: &Matches, names: &[&str]) -> Result<Vec<String>, CliError> {
+    let given: Vec<String> = names.iter().flat_map(|name| matches.opt_strs(name)).collect();
+    let empty = given.iter().any(String::is_empty);
+    if empty { wrong(format!("--{} is empty", names.first().unwrap_or(&""))) } else { Ok(given) }
+}
+
+/// The one argument of an option.
+fn at_most_one(matches: &Matches, names: &[&str]) -> Result<Option<String>, CliError> {
+    let mut given = given(matches, names)?;
     if given.len() > 1 {
-        return wrong(format!("--{} can be given once only", names.first().unwrap_or(&"")));
+        return wrong(format!("--{} can be given only once", names.first().unwrap_or(&"")));
     }
     Ok(given.pop())
 }
 
-fn address_of(matches: &getopts::Matches, option: &str) -> Result<Option<Address>, CliError> {
-    at_most_one(matches, &[option])?.map(|text| address(&format!("--{option}"), &text)).transpose()
-}
-
-fn address(option: &str, text: &str) -> Result<Address, CliError> {
-    Address::parse(text).map_err(|error| CliError { message: format!("{option}: {error}") })
-}
-
-fn replay(both: &str) -> Result<Action, CliError> {
-    let Some((from, to)) = both.split_once('=') else {
-        return wrong("--replay needs two addresses: --replay HOST:PORT/FROM=HOST:PORT/TO");
-    };
-    let (from, to) = (address("--replay", from)?, address("--replay", to)?);
-    if from == to {
-        return wrong(format!("--replay from {from} to itself would go round forever"));
-    }
-    Ok(Action::Replay { from, to })
-}
-
 /// The level that `--debug` and `--verbose` ask for; the higher one of both.
-fn debug(matches: &getopts::Matches) -> Result<Option<u8>, CliError> {
-    let verbose = match matches.opt_count("verbose") {
-        0 => None,
-        1 => Some(1),
-        _ => Some(2),
+fn debug(matches: &Matches) -> Result<Option<u8>, CliError> {
+    let verbose = [None, Some(1), Some(2)][matches.opt_count("verbose").min(2)];
+    let debug = match at_most_one(matches, &["debug"])?.as_deref() {
+        None => matches.opt_present("debug").then_some(1),
+        Some("0") => Some(0),
+        Some("1") => Some(1),
+        Some("2") => Some(2),
+        Some(level) => return wrong(format!("invalid level {level:?} for --debug: expected 0, 1 or 2")),
     };
-    if !matches.opt_present("debug") {
-        return Ok(verbose);
-    }
-    let levels = matches.opt_strs("debug");
-    let debug = match levels.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => 1,
-        ["0"] => 0,
-        ["1"] => 1,
-        ["2"] => 2,
-        [level] => return wrong(format!("--debug takes 0, 1 or 2, not {level:?}")),
-        _ => return wrong("--debug can be given one level only"),
-    };
-    Ok(Some(debug).max(verbose))
+    Ok(debug.max(verbose))
 }
 
 /// The text of `--help`, under 80 columns wide.
-#[must_use]
 pub fn help() -> String {
     const INDENTATION: usize = 27;
-    let mut text = String::from(
-        "gearman-proxy relays Gearman jobs from queues of one job server to queues of another.\n\
-         \n\
-         Usage: gearman-proxy [OPTION]...\n\
-         \n",
-    );
-    text = wrapped(&text, 0);
+    let mut text = wrapped(concat!(env!("CARGO_PKG_DESCRIPTION"), ".\n\nUsage: gearman-proxy [OPTION]...\n\n"), 0);
     for option in &OPTIONS {
         let line = format!("  {}", spelling(option));
         if line.chars().count() + 2 > INDENTATION {
@@ -384,16 +286,12 @@ pub fn help() -> String {
         }
         text.push_str(wrapped(&meaning, INDENTATION).trim_start());
     }
-    text.push_str(
-        "\nSIGHUP reads the configuration again and reopens the log; SIGTERM stops.\n\
-         Exit status: 0 a clean stop, 1 a failure at run time, 2 a wrong command line\n\
-         or configuration.\n",
-    );
-    text
+    let end = "SIGHUP reads the configuration again and reopens the log; SIGTERM stops.\nExit status: 0 a clean stop, 1 a \
+               failure at run time, 2 a wrong command line or configuration.";
+    format!("{text}\n{}", wrapped(end, 0))
 }
 
 /// The option as documentation writes it: `-c, --config PATH`.
-#[must_use]
 pub fn spelling(option: &CliOption) -> String {
     let short = if option.short.is_empty() { "    ".to_owned() } else { format!("-{}, ", option.short) };
     let gap = if option.argument.is_empty() || option.argument.starts_with('[') { "" } else { " " };
@@ -422,14 +320,9 @@ fn wrapped(text: &str, indentation: usize) -> String {
 }
 
 /// The text of `--version`: `gearman-proxy 1.0.0 (commit, target)`.
-#[must_use]
 pub fn version() -> String {
-    format!(
-        "gearman-proxy {} ({}, {})\n",
-        env!("CARGO_PKG_VERSION"),
-        env!("GEARMAN_PROXY_COMMIT"),
-        env!("GEARMAN_PROXY_TARGET")
-    )
+    let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("GEARMAN_PROXY_COMMIT"));
+    format!("gearman-proxy {version} ({commit}, {})\n", env!("GEARMAN_PROXY_TARGET"))
 }
 
 #[cfg(test)]
@@ -483,45 +376,54 @@ mod tests {
         ] {
             assert_eq!(parsed(line).debug, level, "{line}");
         }
-        assert_eq!(error("--debug=3"), "--debug takes 0, 1 or 2, not \"3\"; --help lists the options");
+        assert_eq!(error("--debug=3"), "invalid level \"3\" for --debug: expected 0, 1 or 2; --help lists the options");
         assert_eq!(error("-q -v"), "--quiet can't be given with --debug or --verbose; --help lists the options");
     }
 
     #[test]
     fn actions() {
         assert_eq!(parsed("--try h:1/q").action, Action::Try("h:1/q".into()));
-        assert_eq!(parsed("--convert a b").action, Action::Convert(vec!["a".into(), "b".into()]));
-        assert_eq!(parsed("--convert=a b").action, Action::Convert(vec!["a".into(), "b".into()]));
-        let address = Address::parse("h:1/q").unwrap();
-        assert_eq!(parsed("--top").action, Action::Top { address: None, once: false });
-        assert_eq!(parsed("--top --once").action, Action::Top { address: None, once: true });
-        assert_eq!(parsed("--once --top=h:1/q").action, Action::Top { address: Some(address.clone()), once: true });
+        let address = |text| Address::parse(text).unwrap();
+        for (line, asked, once) in [
+            ("--top", None, false),
+            ("--top --once", None, true),
+            ("--once", None, true),
+            ("--top=h:1/q", Some(address("h:1/q")), false),
+            ("--once --top=h:1/q", Some(address("h:1/q")), true),
+        ] {
+            assert_eq!(parsed(line).action, Action::Top { address: asked, once }, "{line}");
+        }
         assert_eq!(parsed("--status").action, Action::Status(None));
-        assert_eq!(parsed("--status=h:1/q").action, Action::Status(Some(address.clone())));
-        let to = Address::parse("i/r").unwrap();
-        assert_eq!(parsed("--replay h:1/q=i/r").action, Action::Replay { from: address, to });
+        assert_eq!(parsed("--status=[::1]/q").action, Action::Status(Some(address("[::1]/q"))));
+        let replay = Action::Replay { from: address("h/bad"), to: address("h/good=1") };
+        assert_eq!(parsed("--replay h/bad=h/good=1").action, replay);
+        assert_eq!(parsed("--replay=h/bad=h/good=1").action, replay);
         assert_eq!(parsed("-h -t --top").action, Action::Help);
         assert_eq!(parsed("-V").action, Action::Version);
-        assert_eq!(parsed("").config_paths(), default_paths());
+        assert_eq!((parsed("").action, parsed("").config), (Action::Run, Vec::new()));
     }
 
     #[test]
     fn a_wrong_command_line_says_what_would_be_right() {
         let end = "; --help lists the options";
         for (line, message) in [
-            ("--confg=x", "there is no option --confg"),
+            ("--confg=x", "there is no option --confg: did you mean --config?"),
+            ("--logfil=x", "there is no option --logfil: did you mean --logfile?"),
+            ("--convert x", "there is no option --convert"),
+            ("--status h:1/q", "the address stands behind a `=`: --status=h:1/q"),
+            ("--top h:1/q", "the address stands behind a `=`: --top=h:1/q"),
+            ("--top=h:1", "--top: the queue is missing in `h:1`: HOST:PORT/QUEUE"),
+            ("--replay h/a", "--replay needs two addresses: --replay QUEUE-ADDRESS=ADDRESS"),
+            ("--replay h/a=H/a", "--replay needs two different addresses"),
+            ("--status --once", "--status and --once can't be asked for at once"),
             ("-x", "there is no option -x"),
             ("--config", "--config needs its PATH"),
-            ("--config=", "--config needs a path"),
+            ("--config=", "--config is empty"),
+            ("--pid=", "--pidfile is empty"),
             ("--check=1", "--check takes no argument"),
-            ("--log=a --logfile=b", "--logfile can be given once only"),
+            ("--log=a --logfile=b", "--logfile can be given only once"),
             ("--try", "--try needs its ADDRESS"),
-            ("--convert", "--convert needs a file: --convert gearman_proxy.cfg"),
             ("--check --top", "--check and --top can't be asked for at once"),
-            ("--top h:1/q", "the address belongs behind a `=`: --top=h:1/q"),
-            ("--status h:1/q", "the address belongs behind a `=`: --status=h:1/q"),
-            ("--replay h:1/q", "--replay needs two addresses: --replay HOST:PORT/FROM=HOST:PORT/TO"),
-            ("--replay h/q=h:4730/q", "--replay from h:4730/q to itself would go round forever"),
             (
                 "proxy.conf",
                 "\"proxy.conf\" belongs to no option: a configuration is named with --config=proxy.conf, a level with \

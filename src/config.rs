@@ -1,24 +1,29 @@
 //! What the rest of the program sees of a configuration: [`Config`] and its [`ForwardConfig`]s.
 //!
 //! The way of a configuration: [`source`] finds the files and cuts them into lines that know their place, [`parse`]
-//! turns lines into a [`Config`] or into every [`error`] there is by the table of [`keys`], with [`variables`] expanded;
-//! [`address`] reads `HOST:PORT/QUEUE`.
+//! turns lines into drafts by the table of [`keys`], with [`variables`] expanded, [`check`] looks at all of them together
+//! and makes the [`Config`], or every [`error`] there is; [`address`] reads `HOST:PORT/QUEUE`, [`pattern`] what stands for
+//! many queues.
 
 pub mod address;
+mod check;
 pub mod error;
 pub mod keys;
 mod parse;
+pub mod pattern;
 mod source;
 mod variables;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use address::{Address, AddressError, Server};
 pub use error::{ConfigError, ConfigErrors, Place};
+pub use pattern::{Found, QueuePattern, TooMany};
 
 use crate::stages::Stages;
+use error::escaped;
 
 /// Larger jobs than this are failed unless the configuration says otherwise, bytes.
 pub const DEFAULT_MAX_JOB_SIZE: usize = 64 << 20;
@@ -30,26 +35,29 @@ pub const DEFAULT_PREFETCH: usize = 4096;
 /// for what comes and goes, such as name look-ups and the connections that are being replaced.
 const OTHER_OPEN_FILES: usize = 3 + 1 + 1 + 16;
 
+/// A cell of the table is cut to this many characters.
+const MAX_CELL: usize = 120;
+
 /// A whole, valid configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where the log goes.
     pub logfile: LogTarget,
     /// 0 info, 1 debug, 2 trace.
     pub debug: u8,
-    /// Where the process id is written while the proxy runs.
     pub pidfile: Option<PathBuf>,
     /// A job with more data than this is failed, bytes.
     pub max_job_size: usize,
-    /// The queue on which the status is asked.
     pub statusqueue: Option<Address>,
+    pub metricsfile: Option<PathBuf>,
     /// In the order of the files.
     pub forwards: Vec<ForwardConfig>,
-    /// What is allowed but unwise: `FILE:LINE: ...`, a line each.
+    /// In the order of the files: of two that match a queue the first makes the forward.
+    pub patterns: Vec<QueuePattern>,
+    /// What is legal but hardly meant: `FILE:LINE: ...`, a line each.
     pub warnings: Vec<String>,
 }
 
-/// Reads a configuration from files, folders and patterns in the order given.
+/// Reads a configuration from files, folders and patterns in the order given; from [`default_path`] if there are none.
 ///
 /// A folder stands for its `*.cfg` and `*.conf` in order of name, a pattern for what it matches. A file that is named
 /// more than once is read once.
@@ -58,11 +66,18 @@ pub struct Config {
 /// Everything that is wrong, found in one pass.
 pub fn load(paths: &[PathBuf]) -> Result<Config, ConfigErrors> {
     let mut parser = parse::Parser::new(|name| std::env::var(name).ok());
+    let default = [default_path()];
+    let old = if paths.is_empty() && !default[0].exists() { perl_configuration() } else { None };
+    if let Some(old) = old {
+        parser.report.error(source::not_converted(&default[0], &old));
+        return parser.finish(&default);
+    }
+    let paths = if paths.is_empty() { &default } else { paths };
     let mut reader = source::Reader::default();
     for found in paths.iter().flat_map(|path| source::find(path)) {
         match found.and_then(|file| reader.read(&file)) {
-            Ok(lines) => parser.file(lines),
-            Err(error) => parser.error(error),
+            Ok(file) => file.into_iter().for_each(|file| parser.file(file)),
+            Err(error) => parser.report.error(error),
         }
     }
     parser.finish(paths)
@@ -70,54 +85,52 @@ pub fn load(paths: &[PathBuf]) -> Result<Config, ConfigErrors> {
 
 /// What is read where the command line names no configuration: `$OMD_ROOT/etc/mod-gearman/proxy.conf` on an OMD site,
 /// else `/etc/gearman-proxy/proxy.conf`.
-#[must_use]
-pub fn default_paths() -> Vec<PathBuf> {
-    let path = match std::env::var_os("OMD_ROOT").filter(|root| !root.is_empty()) {
-        Some(root) => Path::new(&root).join("etc/mod-gearman/proxy.conf"),
+pub fn default_path() -> PathBuf {
+    match folder_in("OMD_ROOT") {
+        Some(root) => root.join("etc/mod-gearman/proxy.conf"),
         None => PathBuf::from("/etc/gearman-proxy/proxy.conf"),
-    };
-    vec![path]
+    }
+}
+
+/// A configuration of gearman_proxy.pl at one of the places where it, and OMD's init script, look for one.
+fn perl_configuration() -> Option<PathBuf> {
+    let omd = folder_in("OMD_ROOT").map(|root| root.join("etc/mod-gearman"));
+    let mut places = vec![PathBuf::from("/etc/mod-gearman/gearman_proxy.cfg")];
+    places.extend(omd.iter().flat_map(|omd| [omd.join("gearman_proxy.cfg"), omd.join("proxy.cfg")]));
+    places.extend(folder_in("HOME").map(|home| home.join(".gearman_proxy")));
+    places.into_iter().rev().find(|place| place.is_file())
+}
+
+fn folder_in(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
 impl Config {
-    /// The forwards as a table with aligned columns, and the status queue; without passwords.
-    #[must_use]
+    /// The forwards and patterns as a table with aligned columns, and the status queue; without passwords.
     pub fn table(&self) -> String {
-        let heads =
-            ["SOURCE", "DESTINATION", "STAGES", "MODE", "WORKER", "PREFETCH", "PRIORITY", "TIMEOUT", "REJECT QUEUE"];
-        let mut rows = vec![heads.map(str::to_owned)];
-        rows.extend(self.forwards.iter().map(ForwardConfig::row));
-        let mut widths = [0; 9];
-        for row in &rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.chars().count().max(*width);
-            }
-        }
-        let mut out = String::new();
-        for row in rows {
-            let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            out.push_str(cells.join("  ").trim_end());
-            out.push('\n');
-        }
-        match &self.statusqueue {
-            Some(queue) => out.push_str(&format!("\nstatus queue: {queue}\n")),
-            None => out.push_str("\nno status queue\n"),
-        }
-        out
+        let heads = "SOURCE/DESTINATION/STAGES/MODE/WORKER/PREFETCH/PRIORITY/TIMEOUT/MAX AGE/REJECT QUEUE";
+        let mut rows: Vec<Vec<String>> = vec![heads.split('/').map(str::to_owned).collect()];
+        let patterns = self.patterns.iter().map(|pattern| &pattern.template);
+        rows.extend(
+            self.forwards.iter().chain(patterns).map(|forward| forward.row().map(|cell| cut(&escaped(&cell))).into()),
+        );
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+        let line = |row: &Vec<String>| {
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            cells.join("  ").trim_end().to_owned() + "\n"
+        };
+        let status = self.statusqueue.as_ref().map(|queue| format!("status queue: {}", escaped(&queue.to_string())));
+        format!("{}\n{}\n", rows.iter().map(line).collect::<String>(), status.as_deref().unwrap_or("no status queue"))
     }
 
-    /// Files and sockets that are open at once when every forward is at work.
-    #[must_use]
+    /// Files and sockets that are open at once when every forward is at work. What patterns will find is not known.
     pub fn open_files_needed(&self) -> usize {
-        let forwards = self.forwards.iter().map(|forward| {
-            let reject = usize::from(forward.reject_queue.is_some());
-            1 + forward.workers + reject
-        });
-        OTHER_OPEN_FILES + forwards.sum::<usize>()
+        let needed = |forward: &ForwardConfig| 1 + forward.workers + usize::from(forward.reject_queue.is_some());
+        OTHER_OPEN_FILES + self.forwards.iter().map(needed).sum::<usize>()
     }
 
     /// A warning with both numbers if this process may not open as many files as the forwards need.
-    #[must_use]
     pub fn open_files_warning(&self) -> Option<String> {
         let limits = fs::read_to_string("/proc/self/limits").ok()?;
         let limit = soft_limit_of_open_files(&limits)?;
@@ -137,46 +150,10 @@ fn soft_limit_of_open_files(limits: &str) -> Option<usize> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-impl ForwardConfig {
-    /// Its cells in the table.
-    fn row(&self) -> [String; 9] {
-        let none = || "-".to_owned();
-        [
-            self.source.to_string(),
-            self.destination.to_string(),
-            self.stages_in_words(),
-            if self.asynchronous { "async" } else { "sync" }.to_owned(),
-            self.workers.to_string(),
-            self.prefetch.to_string(),
-            self.priority.name().to_owned(),
-            self.timeout.map_or_else(none, |timeout| format!("{} s", timeout.as_secs())),
-            self.reject_queue.as_ref().map_or_else(none, Address::to_string),
-        ]
-    }
-
-    fn stages_in_words(&self) -> String {
-        let Stages { decrypt, data_callbacks, uniq_callbacks, encrypt } = &self.stages;
-        let stages = [
-            ("decrypt", usize::from(decrypt.is_some())),
-            ("uniq_callback", uniq_callbacks.len()),
-            ("data_callback", data_callbacks.len()),
-            ("encrypt", usize::from(encrypt.is_some())),
-        ];
-        let words: Vec<String> = stages
-            .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(name, count)| if *count > 1 { format!("{count} {name}") } else { (*name).to_owned() })
-            .collect();
-        if words.is_empty() { "-".to_owned() } else { words.join(", ") }
-    }
-}
-
 /// Where the log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogTarget {
-    /// Standard output.
     Stdout,
-    /// Standard error.
     Stderr,
     /// A file, appended to.
     File(PathBuf),
@@ -184,7 +161,6 @@ pub enum LogTarget {
 
 impl LogTarget {
     /// `stdout` or `-`, `stderr`, else a file's path.
-    #[must_use]
     pub fn from_text(text: String) -> LogTarget {
         match text.as_str() {
             "stdout" | "-" => LogTarget::Stdout,
@@ -200,13 +176,11 @@ impl LogTarget {
 /// a changed password file makes another forward.
 #[derive(Debug, Clone)]
 pub struct ForwardConfig {
-    /// The file and line that define it.
+    /// The line that defines it.
     pub place: Place,
-    /// Jobs are taken from here.
     pub source: Address,
-    /// Jobs are submitted here.
-    pub destination: Address,
-    /// What is done to each job's data.
+    /// Never empty; one is used at a time, the first to begin with.
+    pub destinations: Vec<Address>,
     pub stages: Stages,
     /// Whether jobs are submitted in the background; if not, the result is waited for and returned.
     pub asynchronous: bool,
@@ -214,37 +188,83 @@ pub struct ForwardConfig {
     pub workers: usize,
     /// Jobs held unacknowledged at most; for a synchronous forward the same as `workers`.
     pub prefetch: usize,
+    pub prefetch_is_explicit: bool,
     /// At the destination.
     pub priority: Priority,
     /// How long a synchronous job's result may take.
     pub timeout: Option<Duration>,
+    /// Older jobs are not delivered.
+    pub max_age: Option<Duration>,
     /// Where undeliverable jobs go.
     pub reject_queue: Option<Address>,
 }
 
+impl ForwardConfig {
+    /// The destination that is used first.
+    pub fn first_destination(&self) -> &Address {
+        // Never empty: the source only spares a panic.
+        self.destinations.first().unwrap_or(&self.source)
+    }
+
+    /// All but its place.
+    fn definition(&self) -> impl PartialEq + '_ {
+        let times = (self.timeout, self.max_age);
+        let numbers = (self.asynchronous, self.workers, self.prefetch, self.prefetch_is_explicit, self.priority);
+        (&self.source, &self.destinations, &self.stages, numbers, times, &self.reject_queue)
+    }
+
+    /// Its cells in the table.
+    fn row(&self) -> [String; 10] {
+        let seconds =
+            |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), |time| format!("{} s", time.as_secs()));
+        let destinations: Vec<String> = self.destinations.iter().map(Address::to_string).collect();
+        [
+            self.source.to_string(),
+            destinations.join(", "),
+            self.stages_in_words(),
+            if self.asynchronous { "async" } else { "sync" }.to_owned(),
+            self.workers.to_string(),
+            self.prefetch.to_string(),
+            self.priority.name().to_owned(),
+            seconds(self.timeout),
+            seconds(self.max_age),
+            self.reject_queue.as_ref().map_or_else(|| "-".to_owned(), Address::to_string),
+        ]
+    }
+
+    fn stages_in_words(&self) -> String {
+        let stages = &self.stages;
+        let count = [
+            (usize::from(stages.decrypt.is_some()), "decrypt"),
+            (stages.uniq_callbacks.len(), "uniq_callback"),
+            (stages.data_callbacks.len(), "data_callback"),
+            (usize::from(stages.encrypt.is_some()), "encrypt"),
+        ];
+        let word = |(count, name): (usize, &str)| match count {
+            0 => None,
+            1 => Some(name.to_owned()),
+            _ => Some(format!("{count} {name}")),
+        };
+        let words: Vec<String> = count.into_iter().filter_map(word).collect();
+        if words.is_empty() { "-".to_owned() } else { words.join(", ") }
+    }
+}
+
+/// Without its middle if it is long: names often differ at their ends.
+fn cut(text: &str) -> String {
+    let length = text.chars().count();
+    if length <= MAX_CELL {
+        return text.to_owned();
+    }
+    let half = (MAX_CELL - 3) / 2;
+    let (start, end): (String, String) =
+        (text.chars().take(half).collect(), text.chars().skip(length - half).collect());
+    format!("{start}...{end}")
+}
+
 impl PartialEq for ForwardConfig {
     fn eq(&self, other: &Self) -> bool {
-        let ForwardConfig {
-            place: _,
-            source,
-            destination,
-            stages,
-            asynchronous,
-            workers,
-            prefetch,
-            priority,
-            timeout,
-            reject_queue,
-        } = self;
-        *source == other.source
-            && *destination == other.destination
-            && *stages == other.stages
-            && *asynchronous == other.asynchronous
-            && *workers == other.workers
-            && *prefetch == other.prefetch
-            && *priority == other.priority
-            && *timeout == other.timeout
-            && *reject_queue == other.reject_queue
+        self.definition() == other.definition()
     }
 }
 
@@ -262,7 +282,6 @@ pub enum Priority {
 
 impl Priority {
     /// As the configuration spells it.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Priority::Low => "low",

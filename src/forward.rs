@@ -349,7 +349,7 @@ impl Life {
 
     /// One connection for each submitter, all at once where they are many.
     fn connect_destinations(&self) -> Result<Vec<Connection>, End> {
-        let server = &self.config.destination.server;
+        let server = &self.config.first_destination().server;
         let lost = |error| End::Lost { server: server.clone(), error };
         let greeting = self.settings.timing.greeting;
         if self.config.workers == 1 {
@@ -384,7 +384,7 @@ impl Life {
     /// A new connection to the destination, if it comes about `within` this time and the usual limits.
     fn connect_destination(&self, within: Duration) -> Result<Connection, ConnectionError> {
         let limits = self.limits().within(within);
-        let mut connection = self.open(&self.config.destination.server, &limits)?;
+        let mut connection = self.open(&self.config.first_destination().server, &limits)?;
         if !self.config.asynchronous {
             connection.set_option("exceptions", limits.answer)?;
         }
@@ -426,7 +426,7 @@ impl Life {
         let reason = error.to_string();
         let role = if *server == self.config.source.server {
             "source"
-        } else if *server == self.config.destination.server {
+        } else if *server == self.config.first_destination().server {
             "destination"
         } else {
             "reject queue's server"
@@ -444,10 +444,10 @@ impl Life {
         let mut since = self.metrics.recovered(server).map(|trouble| trouble.since);
         // A full queue's server answers as well: it is back when it takes a job.
         if !self.is_full() {
-            let destination = self.metrics.recovered(&self.config.destination.server);
+            let destination = self.metrics.recovered(&self.config.first_destination().server);
             since = since.into_iter().chain(destination.map(|trouble| trouble.since)).min();
         }
-        let ForwardConfig { source, destination, .. } = &self.config;
+        let (source, destination) = (&self.config.source, self.config.first_destination());
         match since {
             None if self.is_full() => debug!("trying whether {destination} is still full"),
             None => info!("forwarding {source} = {destination}"),
@@ -505,7 +505,7 @@ struct Named<'a>(&'a Server, &'a ForwardConfig);
 
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of forward {} = {}", self.0, self.1.source, self.1.destination)
+        write!(f, "{} of forward {} = {}", self.0, self.1.source, self.1.first_destination())
     }
 }
 
@@ -646,7 +646,7 @@ impl<'l> Session<'l> {
                 self.source.send_due(&mut state);
                 self.source.unlock(state);
             }
-            self.life.recovered(&self.life.config.destination.server);
+            self.life.recovered(&self.life.config.first_destination().server);
         }
     }
 
@@ -661,7 +661,7 @@ impl<'l> Session<'l> {
     /// A server can't be worked with. If it is the destination's, a job that it takes ends that.
     fn troubled(&self, server: &Server, error: &ConnectionError, next: &str) {
         self.life.trouble(server, error, next);
-        if *server == self.life.config.destination.server {
+        if *server == self.life.config.first_destination().server {
             self.troubled.store(true, Ordering::Relaxed);
         }
     }

@@ -21,7 +21,6 @@ pub mod forward;
 pub mod gearman;
 pub mod latch;
 pub mod logging;
-pub mod man;
 pub mod metrics;
 pub mod notify;
 pub mod pidfile;

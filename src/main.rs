@@ -1,11 +1,11 @@
 //! Command line in, exit status out; nothing else.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use gearman_proxy::cli::{self, Action, Cli};
 use gearman_proxy::config::{self, Address, Config};
-use gearman_proxy::{ask, convert, proxy, trial};
+use gearman_proxy::{ask, proxy, trial};
 
 /// A failure at run time.
 const FAILED: u8 = 1;
@@ -14,78 +14,96 @@ const WRONG: u8 = 2;
 
 fn main() -> ExitCode {
     let status = match cli::parse(std::env::args_os().skip(1)) {
-        Ok(cli) => run(&cli),
+        Ok(cli) => run(&cli).unwrap_or_else(|error| fail(&error)),
         Err(error) => {
-            eprintln!("gearman-proxy: {error}");
+            say(&format!("gearman-proxy: {error}\n"));
             WRONG
         }
     };
     ExitCode::from(status)
 }
 
-fn run(cli: &Cli) -> u8 {
+fn run(cli: &Cli) -> io::Result<u8> {
     match &cli.action {
         Action::Help => print(&cli::help()),
         Action::Version => print(&cli::version()),
-        Action::Convert(files) => convert::run(files, &mut io::stdout(), &mut io::stderr()),
-        Action::Run => with_config(cli, |config| match proxy::run(cli, config) {
-            Ok(()) => 0,
-            Err(error) => fail(&error),
-        }),
+        Action::Run => with_config(cli, |config| Ok(proxy::run(cli, config).map_or_else(|error| fail(&error), |()| 0))),
         Action::Check => with_config(cli, |config| {
-            for warning in config.warnings.iter().chain(&config.open_files_warning()) {
-                eprintln!("warning: {warning}");
-            }
+            config.warnings.iter().chain(&config.open_files_warning()).for_each(|warning| warn(warning));
             print(&config.table())
         }),
         Action::Try(address) => with_config(cli, |config| {
-            trial::run(&config, address, &mut io::stdin(), &mut io::stdout(), &mut io::stderr())
-                .unwrap_or_else(|error| fail(&error))
+            trial::run(&config, address, &mut io::stdin(), &mut Readable(io::stdout()), &mut Readable(io::stderr()))
         }),
-        Action::Status(address) => with_status_queue(cli, address, |address| ask::status(address, &mut io::stdout())),
+        Action::Status(given) => with_status_queue(cli, given, |queue| ask::status(queue, &mut Readable(io::stdout()))),
         Action::Top { address, once } => {
-            with_status_queue(cli, address, |address| ask::top(address, *once, &mut io::stdout()))
+            with_status_queue(cli, address, |queue| ask::top(queue, *once, &mut Readable(io::stdout())))
         }
-        Action::Replay { from, to } => ask::replay(from, to, &mut io::stdout()).unwrap_or_else(|error| fail(&error)),
+        Action::Replay { from, to } => ask::replay(from, to, &mut Readable(io::stdout())),
     }
 }
 
-/// With the address that was given; only without one is the configuration read, which may be wrong.
-fn with_status_queue(cli: &Cli, given: &Option<Address>, work: impl FnOnce(&Address) -> io::Result<u8>) -> u8 {
-    let work = |address: &Address| work(address).unwrap_or_else(|error| fail(&error));
+/// With the address that was given. Only without one is the configuration read, so that a broken one is no obstacle.
+fn with_status_queue(
+    cli: &Cli,
+    given: &Option<Address>,
+    work: impl FnOnce(&Address) -> io::Result<u8>,
+) -> io::Result<u8> {
     if let Some(address) = given {
         return work(address);
     }
     with_config(cli, |config| match &config.statusqueue {
         Some(address) => work(address),
         None => {
-            eprintln!("gearman-proxy: the configuration has no statusqueue: set one, or give its address behind a `=`");
-            WRONG
+            say("gearman-proxy: the configuration has no `statusqueue`: set one, or give its address behind a `=`\n");
+            Ok(WRONG)
         }
     })
 }
 
 /// The check and the service take the same way to their configuration.
-fn with_config(cli: &Cli, work: impl FnOnce(Config) -> u8) -> u8 {
-    match config::load(&cli.config_paths()) {
+fn with_config(cli: &Cli, work: impl FnOnce(Config) -> io::Result<u8>) -> io::Result<u8> {
+    match config::load(&cli.config) {
         Ok(config) => work(config),
         Err(errors) => {
-            let colour =
-                io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            for warning in &errors.warnings {
-                eprintln!("warning: {warning}");
-            }
-            eprint!("{}", errors.report(colour));
-            WRONG
+            errors.warnings.iter().for_each(|warning| warn(warning));
+            say(&format!("{errors}\n"));
+            Ok(WRONG)
         }
     }
 }
 
-fn print(text: &str) -> u8 {
-    io::stdout().write_all(text.as_bytes()).map_or_else(|error| fail(&error), |()| 0)
+/// An output whose reader may leave, as in `gearman-proxy --check | head`: that is not a failure.
+struct Readable<W>(W);
+
+impl<W: Write> Write for Readable<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left =
+            |error: io::Error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(bytes.len()) } else { Err(error) };
+        self.0.write(bytes).or_else(left)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+    }
+}
+
+fn print(text: &str) -> io::Result<u8> {
+    let mut out = Readable(io::stdout());
+    out.write_all(text.as_bytes())?;
+    out.flush().map(|()| 0)
+}
+
+/// Where nobody can read it, nothing more can be done.
+fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn warn(warning: &str) {
+    say(&format!("warning: {warning}\n"));
 }
 
 fn fail(error: &dyn std::error::Error) -> u8 {
-    eprintln!("gearman-proxy: {error}");
+    say(&format!("gearman-proxy: {error}\n"));
     FAILED
 }

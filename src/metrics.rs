@@ -263,7 +263,7 @@ impl ForwardMetrics {
 
     /// The configured destinations, never none.
     pub fn destinations(&self) -> &[Address] {
-        std::slice::from_ref(&self.config.destination)
+        &self.config.destinations
     }
 
     /// The place of the destination in use, and its address.
@@ -368,13 +368,15 @@ pub(crate) mod tests {
         Arc::new(ForwardMetrics::new(&ForwardConfig {
             place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
             source: address(source),
-            destination: address(destination),
+            destinations: vec![address(destination)],
             stages: Stages::default(),
             asynchronous: true,
             workers: 1,
             prefetch: 1,
+            prefetch_is_explicit: false,
             priority: Priority::Normal,
             timeout: None,
+            max_age: None,
             reject_queue: None,
         }))
     }

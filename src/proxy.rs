@@ -175,7 +175,8 @@ impl Proxy<'_> {
 
     fn start_status(&mut self) -> io::Result<()> {
         let metrics = Arc::clone(&self.metrics);
-        self.status = Some(StatusWorker::start(self.config.statusqueue.clone(), None, metrics)?);
+        self.status =
+            Some(StatusWorker::start(self.config.statusqueue.clone(), self.config.metricsfile.clone(), metrics)?);
         Ok(())
     }
 
@@ -231,14 +232,14 @@ impl Proxy<'_> {
     /// Reads the configuration anew. A wrong one is logged, and the old one goes on.
     fn reload(&mut self) -> io::Result<()> {
         self.notifier.reloading();
-        match config::load(&self.cli.config_paths()) {
+        match config::load(&self.cli.config) {
             Ok(config) => {
                 self.metrics.set_configuration_wrong(false);
                 self.take_over(config)?;
             }
             Err(errors) => {
                 self.metrics.set_configuration_wrong(true);
-                for line in errors.report(false).lines() {
+                for line in errors.to_string().lines() {
                     error!("{line}");
                 }
                 error!("the configuration is wrong, the old one goes on");
@@ -268,7 +269,7 @@ impl Proxy<'_> {
             }
         }
         self.arrange_forwards(&former_settings)?;
-        if former.statusqueue != self.config.statusqueue {
+        if (&former.statusqueue, &former.metricsfile) != (&self.config.statusqueue, &self.config.metricsfile) {
             if let Some(status) = self.status.take() {
                 status.stop();
             }
@@ -298,7 +299,7 @@ impl Proxy<'_> {
         for forward in &left {
             let metrics = forward.metrics();
             let (held, config) = (metrics.held(), &metrics.config);
-            warn!("{} = {} has not stopped, {held} jobs go back", config.source, config.destination);
+            warn!("{} = {} has not stopped, {held} jobs go back", config.source, config.first_destination());
         }
         if let Some(status) = self.status.take() {
             status.stop();

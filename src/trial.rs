@@ -24,7 +24,7 @@ pub fn run(
     errors: &mut impl Write,
 ) -> io::Result<u8> {
     let forward = match Address::parse(address) {
-        Ok(address) => config.forwards.iter().find(|forward| forward.source == address),
+        Ok(address) => config.forward_from(&address),
         Err(error) => {
             writeln!(errors, "{}: {error}", escaped(address.as_bytes()))?;
             return known(config, errors);
@@ -36,20 +36,21 @@ pub fn run(
     };
     let mut data = Vec::new();
     input.read_to_end(&mut data)?;
-    explain(config, forward, &data, out)
+    explain(config, &forward, &data, out)
 }
 
 fn known(config: &Config, out: &mut impl Write) -> io::Result<u8> {
     writeln!(out, "the forwards of this configuration:")?;
-    for forward in &config.forwards {
+    for forward in config.forwards.iter().chain(config.patterns.iter().map(|pattern| &pattern.template)) {
         writeln!(out, "    {}", forward.source)?;
     }
     Ok(2)
 }
 
 fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl Write) -> io::Result<u8> {
-    let ForwardConfig { place, source, destination, .. } = forward;
-    writeln!(out, "forward: {source} -> {destination} ({place})")?;
+    let ForwardConfig { place, source, destinations, .. } = forward;
+    let destinations: Vec<String> = destinations.iter().map(Address::to_string).collect();
+    writeln!(out, "forward: {source} -> {} ({place})", destinations.join(", "))?;
     writeln!(out, "job: {}", bytes(data.len()))?;
     show(data, out)?;
     if data.len() > config.max_job_size {
@@ -158,16 +159,20 @@ mod tests {
             pidfile: None,
             max_job_size: 1000,
             statusqueue: None,
+            metricsfile: None,
+            patterns: Vec::new(),
             forwards: vec![ForwardConfig {
                 place: Place { file: Arc::new("proxy.conf".into()), line: 7 },
                 source: Address::parse("127.0.0.1:4730/special").unwrap(),
-                destination: Address::parse("192.168.1.33/special").unwrap(),
+                destinations: vec![Address::parse("192.168.1.33/special").unwrap()],
                 stages,
                 asynchronous: true,
                 workers: 1,
                 prefetch: 4096,
+                prefetch_is_explicit: false,
                 priority: Priority::Normal,
                 timeout: None,
+                max_age: None,
                 reject_queue: None,
             }],
             warnings: Vec::new(),

@@ -25,13 +25,15 @@ fn start(source: SocketAddr, destination: SocketAddr, asynchronous: bool, timing
     let config = ForwardConfig {
         place: Place { file: Arc::new("test".into()), line: 1 },
         source: address(source, "work"),
-        destination: address(destination, "work"),
+        destinations: vec![address(destination, "work")],
         stages: Stages::default(),
         asynchronous,
         workers: 1,
         prefetch: if asynchronous { 4096 } else { 1 },
+        prefetch_is_explicit: false,
         priority: Priority::Normal,
         timeout: None,
+        max_age: None,
         reject_queue: None,
     };
     let settings = Settings { timing, ..Settings::default() };

@@ -138,13 +138,15 @@ fn forward(source: &Peer, destination: &Peer, timing: Timing) -> Forward {
     let config = ForwardConfig {
         place: Place { file: Arc::new("test".into()), line: 1 },
         source: source.queue(),
-        destination: destination.queue(),
+        destinations: vec![destination.queue()],
         stages: Stages::default(),
         asynchronous: true,
         workers: 1,
         prefetch: 4096,
+        prefetch_is_explicit: false,
         priority: Priority::Normal,
         timeout: None,
+        max_age: None,
         reject_queue: None,
     };
     let settings = Settings { max_job_size: 1 << 20, timing, ..Settings::default() };

@@ -103,13 +103,15 @@ fn metrics(forwards: &[(Address, Address)]) -> Arc<Metrics> {
         Arc::new(ForwardMetrics::new(&ForwardConfig {
             place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
             source: source.clone(),
-            destination: destination.clone(),
+            destinations: vec![destination.clone()],
             stages: Stages::default(),
             asynchronous: true,
             workers: 1,
             prefetch: 4096,
+            prefetch_is_explicit: false,
             priority: Priority::Normal,
             timeout: None,
+            max_age: None,
             reject_queue: None,
         }))
     });

@@ -1,9 +1,9 @@
-//! `HOST:PORT/QUEUE`: a queue of a job server.
+//! `HOST:PORT/QUEUE`: a queue of a job server, or several in one text.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::error::quoted;
+use super::error::{is_hidden, quoted};
 
 /// The port of a job server whose address names none (IANA's for gearman).
 pub const DEFAULT_PORT: u16 = 4730;
@@ -11,6 +11,8 @@ pub const DEFAULT_PORT: u16 = 4730;
 /// Longer queue names than this are cut or refused by the clients there are (libgearman's
 /// `GEARMAN_FUNCTION_MAX_SIZE`), bytes.
 pub const MAX_QUEUE_SIZE: usize = 512;
+
+const FORM: &str = "HOST:PORT/QUEUE";
 
 /// A job server's address, as written in the configuration but for the default port and the host's case.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,7 +50,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why a text is no address.
+/// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressError {
     /// What is wrong, and what would be right.
@@ -65,8 +67,15 @@ impl fmt::Display for AddressError {
 
 impl std::error::Error for AddressError {}
 
-fn wrong<T>(offset: usize, message: impl Into<String>) -> Result<T, AddressError> {
+pub(super) type Parsed<T> = Result<T, AddressError>;
+
+fn wrong<T>(offset: usize, message: impl Into<String>) -> Parsed<T> {
     Err(AddressError { message: message.into(), offset })
+}
+
+/// Moves an error of a part to its spot in the whole.
+fn behind(offset: usize) -> impl Fn(AddressError) -> AddressError {
+    move |error| AddressError { offset: offset + error.offset, ..error }
 }
 
 impl Address {
@@ -75,20 +84,84 @@ impl Address {
     /// # Errors
     /// The text is none of these, or the port or the queue name can't be used.
     pub fn parse(text: &str) -> Result<Address, AddressError> {
-        if text.is_empty() {
-            return wrong(0, "an address is missing: HOST:PORT/QUEUE");
-        }
-        if let Some(quote) = text.chars().next().filter(|c| matches!(c, '"' | '\'')) {
-            return wrong(0, format!("an address is written without quotes, not with {quote}"));
-        }
-        let Some((server, queue)) = text.split_once('/') else {
-            return wrong(text.len(), format!("{} names no queue: HOST:PORT/QUEUE", quoted(text)));
-        };
-        let queue_offset = server.len() + 1;
-        let server = Server::parse(server)?;
-        check_queue(queue).map_err(|error| AddressError { offset: queue_offset + error.offset, ..error })?;
+        let (server, queue, offset) = split(text)?;
+        check_written(queue, "").map_err(behind(offset))?;
         Ok(Address { server, queue: queue.to_owned() })
     }
+
+    /// The same for all ways to write this address.
+    pub(super) fn canonical(&self) -> Address {
+        Address { server: self.server.canonical(), queue: self.queue.clone() }
+    }
+
+    /// On the same server.
+    pub(super) fn with_queue(&self, queue: &str) -> Address {
+        Address { server: self.server.clone(), queue: queue.to_owned() }
+    }
+}
+
+/// Reads a forward's source: an address whose queue may be a pattern with `*` and `?`, and with one `{...}` of words,
+/// which makes an address of each.
+///
+/// # Errors
+/// See [`Address::parse`].
+pub(super) fn sources(text: &str) -> Parsed<Vec<Address>> {
+    let (server, queue, offset) = split(text)?;
+    let names = match queue.split_once('{') {
+        None => vec![queue.to_owned()],
+        Some((before, rest)) => {
+            let brace = offset + before.len();
+            let Some((words, after)) = rest.split_once('}') else {
+                return wrong(brace, "the brace is not closed: HOST:PORT/{QUEUE,QUEUE}");
+            };
+            if words.split(',').any(|word| word.trim().is_empty()) {
+                return wrong(brace, "a queue is missing in the braces: HOST:PORT/{QUEUE,QUEUE}");
+            }
+            words.split(',').map(|word| format!("{before}{}{after}", word.trim())).collect()
+        }
+    };
+    names.iter().try_for_each(|name| check_written(name, "*?")).map_err(|error| match names.len() {
+        1 => behind(offset)(error),
+        _ => AddressError { offset, ..error },
+    })?;
+    Ok(names.into_iter().map(|queue| Address { server: server.clone(), queue }).collect())
+}
+
+/// Reads a forward's destinations, which are separated by a comma with a blank behind it. One that ends in `/` has an
+/// empty queue: it keeps the source's.
+///
+/// # Errors
+/// See [`Address::parse`].
+pub(super) fn destinations(text: &str) -> Parsed<Vec<Address>> {
+    let mut found: Vec<Address> = Vec::new();
+    let mut offset = 0;
+    for piece in text.replace('\t', " ").split(", ") {
+        let start = offset + piece.len() - piece.trim_start().len();
+        let destination = match split(piece.trim()) {
+            Ok((server, "", _)) => Address { server, queue: String::new() },
+            _ => Address::parse(piece.trim()).map_err(behind(start))?,
+        };
+        if found.iter().any(|other| other.canonical() == destination.canonical()) {
+            return wrong(start, format!("the destination {destination} is given twice"));
+        }
+        found.push(destination);
+        offset += piece.len() + ", ".len();
+    }
+    Ok(found)
+}
+
+/// The server, the queue as written and where it begins.
+fn split(text: &str) -> Parsed<(Server, &str, usize)> {
+    if text.is_empty() {
+        return wrong(0, format!("an address is missing: {FORM}"));
+    }
+    if let Some(quote) = text.chars().next().filter(|c| matches!(c, '"' | '\'')) {
+        return wrong(0, format!("an address is written without quotes, not with {quote}"));
+    }
+    let Some((server, queue)) = text.split_once('/') else {
+        return wrong(text.len(), format!("the queue is missing in {}: {FORM}", quoted(text)));
+    };
+    Ok((Server::parse(server)?, queue, server.len() + 1))
 }
 
 impl Server {
@@ -97,95 +170,107 @@ impl Server {
     /// # Errors
     /// The text is none of these, or the port is out of range.
     pub fn parse(text: &str) -> Result<Server, AddressError> {
-        let (host, port, port_offset) = if let Some(rest) = text.strip_prefix('[') {
-            let Some((host, after)) = rest.split_once(']') else {
-                return wrong(0, "the bracket is not closed: [IPv6]:PORT/QUEUE");
-            };
-            if !is_ipv6(host) {
-                return wrong(1, format!("{} is no IPv6 address: [IPv6]:PORT/QUEUE", quoted(host)));
+        let (host, after) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+            Some(None) => return wrong(0, "the bracket is not closed: [IPv6]:PORT/QUEUE"),
+            Some(Some((host, _))) if !is_ipv6(host) => {
+                return wrong(1, format!("{} is not an IPv6 address: [IPv6]:PORT/QUEUE", quoted(host)));
             }
-            let after_offset = host.len() + 2;
-            match after.strip_prefix(':') {
-                Some(port) => (host, Some(port), after_offset + 1),
-                None if after.is_empty() => (host, None, after_offset),
-                None => {
-                    return wrong(after_offset, "only :PORT or /QUEUE may follow the bracket: [IPv6]:PORT/QUEUE");
-                }
-            }
-        } else {
-            if text.matches(':').count() > 1 {
+            Some(Some((host, after))) => (host, after),
+            None if text.matches(':').count() > 1 => {
                 return wrong(0, "an IPv6 address stands in brackets: [IPv6]:PORT/QUEUE");
             }
-            match text.split_once(':') {
-                Some((host, port)) => (host, Some(port), host.len() + 1),
-                None => (text, None, 0),
+            None => {
+                let (host, after) = text.split_at(text.find(':').unwrap_or(text.len()));
+                check_host(host)?;
+                (host, after)
             }
         };
-        if !text.starts_with('[') {
-            check_host(host)?;
-        }
-        let port = match port {
-            None => DEFAULT_PORT,
-            Some(digits) => match digits.parse::<u16>() {
-                Ok(port) if port > 0 && digits.bytes().all(|b| b.is_ascii_digit()) => port,
-                _ if digits.is_empty() => {
-                    return wrong(port_offset, "the port is missing: a number from 1 to 65535");
-                }
+        let offset = text.len() - after.len();
+        let port = match after.strip_prefix(':') {
+            None if after.is_empty() => DEFAULT_PORT,
+            None => return wrong(offset, "only :PORT or /QUEUE may follow the bracket: [IPv6]:PORT/QUEUE"),
+            Some("") => return wrong(offset + 1, "the port is missing: a number from 1 to 65535"),
+            Some(digits) => match digits.parse() {
+                Ok(port) if port > 0 && !digits.starts_with('+') => port,
                 _ => {
-                    return wrong(port_offset, format!("{} is no port: a number from 1 to 65535", quoted(digits)));
+                    let message = format!("invalid port {}: expected a number from 1 to 65535", quoted(digits));
+                    return wrong(offset + 1, message);
                 }
             },
         };
         Ok(Server { host: host.to_ascii_lowercase(), port })
     }
+
+    /// The same for all ways to write this server that the text alone tells.
+    pub(super) fn canonical(&self) -> Server {
+        let ip = self.host.parse::<IpAddr>().map(|ip| ip.to_canonical());
+        let host = match ip {
+            Ok(ip) if ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST => "localhost".to_owned(),
+            Ok(ip) => ip.to_string(),
+            Err(_) => self.host.clone(),
+        };
+        Server { host, port: self.port }
+    }
 }
 
 /// Whether this is an IPv6 address, which may name its interface: `fe80::1%eth0`.
 fn is_ipv6(text: &str) -> bool {
-    let (address, zone) = match text.split_once('%') {
-        Some((address, zone)) => (address, Some(zone)),
-        None => (text, None),
-    };
-    address.parse::<Ipv6Addr>().is_ok()
-        && zone.is_none_or(|zone| !zone.is_empty() && zone.bytes().all(|b| b.is_ascii_graphic()))
+    let (address, zone) = text.split_once('%').unwrap_or((text, "none"));
+    address.parse::<Ipv6Addr>().is_ok() && !zone.is_empty() && zone.bytes().all(|b| b.is_ascii_graphic())
 }
 
 fn check_host(host: &str) -> Result<(), AddressError> {
     if host.is_empty() {
-        return wrong(0, "the host is missing: HOST:PORT/QUEUE");
+        return wrong(0, format!("the host is missing: {FORM}"));
     }
     let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if let Some((offset, c)) = host.char_indices().find(|(_, c)| !allowed(c)) {
         let c = quoted(c.encode_utf8(&mut [0; 4]));
         return wrong(offset, format!("{c} can't stand in a host name: {}", quoted(host)));
     }
-    // A resolver would take it for a name and ask for it for ever.
+    // A resolver would take it for a name and ask for it forever.
     let dotted = host.split('.').count() == 4 && host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     if dotted && host.parse::<Ipv4Addr>().is_err() {
-        return wrong(0, format!("`{host}` is no IPv4 address: four numbers from 0 to 255 with dots between"));
+        return wrong(0, format!("`{host}` is not an IPv4 address: four numbers from 0 to 255 with dots between"));
     }
     Ok(())
 }
 
 /// Whether a queue name can be used with every job server and client: the administrative text protocol separates by
-/// blanks and line ends, and names over [`MAX_QUEUE_SIZE`] are not supported everywhere.
+/// blanks and line ends, and names over [`MAX_QUEUE_SIZE`] are not supported everywhere. Characters that nobody sees make
+/// one name look like another.
 ///
 /// # Errors
 /// It can't.
 pub fn check_queue(name: &str) -> Result<(), AddressError> {
     if name.is_empty() {
-        return wrong(0, "the queue name is empty: HOST:PORT/QUEUE");
+        return wrong(0, format!("the queue name is empty: {FORM}"));
     }
-    if let Some((offset, c)) = name.char_indices().find(|(_, c)| c.is_whitespace() || c.is_control()) {
-        let what = if c.is_whitespace() { "blanks" } else { "control characters" };
+    if let Some((offset, c)) = name.char_indices().find(|(_, c)| c.is_whitespace() || is_hidden(*c)) {
+        let what = if c.is_whitespace() { "blanks" } else { "invisible characters" };
         let shown = quoted(name);
         return wrong(offset, format!("the queue name {shown} has {what}; a queue name can have none"));
     }
     if name.len() > MAX_QUEUE_SIZE {
-        let message = format!("the queue name has {} bytes; it may have {MAX_QUEUE_SIZE}", name.len());
+        let message = format!("the queue name has {} bytes; at most {MAX_QUEUE_SIZE} are possible", name.len());
         return wrong(0, message);
     }
     Ok(())
+}
+
+/// Checks a queue name of a configuration: what means something in a source's queue is refused elsewhere, where it could
+/// only be a mistake.
+pub(super) fn check_written(name: &str, allowed: &str) -> Result<(), AddressError> {
+    check_queue(name)?;
+    let Some((offset, c)) = name.char_indices().find(|(_, c)| "{}*?,".contains(*c) && !allowed.contains(*c)) else {
+        return Ok(());
+    };
+    let why = match c {
+        ',' => "several destinations are separated by a comma and a blank, several source queues stand in braces",
+        '{' | '}' => "only a source has braces, one pair: HOST:PORT/{QUEUE,QUEUE}",
+        _ => "only a source's queue may be a pattern; a destination HOST:PORT/ keeps the queue's name",
+    };
+    wrong(offset, format!("`{c}` can't stand in the queue name {}: {why}", quoted(name)))
 }
 
 #[cfg(test)]
@@ -219,20 +304,20 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_pointed_at() {
-        assert_eq!(error("h:0/q"), (2, "`0` is no port: a number from 1 to 65535".into()));
-        assert_eq!(error("h:65536/q"), (2, "`65536` is no port: a number from 1 to 65535".into()));
-        assert_eq!(error("h:+1/q"), (2, "`+1` is no port: a number from 1 to 65535".into()));
+        assert_eq!(error("h:0/q"), (2, "invalid port `0`: expected a number from 1 to 65535".into()));
+        assert_eq!(error("h:65536/q"), (2, "invalid port `65536`: expected a number from 1 to 65535".into()));
+        assert_eq!(error("h:+1/q"), (2, "invalid port `+1`: expected a number from 1 to 65535".into()));
         assert_eq!(error("h:/q"), (2, "the port is missing: a number from 1 to 65535".into()));
         assert_eq!(error("/q"), (0, "the host is missing: HOST:PORT/QUEUE".into()));
         assert_eq!(error("a b/q"), (1, "` ` can't stand in a host name: `a b`".into()));
         assert_eq!(error("h/"), (2, "the queue name is empty: HOST:PORT/QUEUE".into()));
         assert_eq!(error("h/a b"), (3, "the queue name `a b` has blanks; a queue name can have none".into()));
-        let control = "the queue name `a\\u{1}` has control characters; a queue name can have none";
+        let control = "the queue name `a\\u{1}` has invisible characters; a queue name can have none";
         assert_eq!(error("h/a\u{1}"), (3, control.into()));
-        assert_eq!(error("h:1"), (3, "`h:1` names no queue: HOST:PORT/QUEUE".into()));
+        assert_eq!(error("h:1"), (3, "the queue is missing in `h:1`: HOST:PORT/QUEUE".into()));
         assert_eq!(error("::1/q"), (0, "an IPv6 address stands in brackets: [IPv6]:PORT/QUEUE".into()));
         assert_eq!(error("[::1/q"), (0, "the bracket is not closed: [IPv6]:PORT/QUEUE".into()));
-        assert_eq!(error("[h]/q"), (1, "`h` is no IPv6 address: [IPv6]:PORT/QUEUE".into()));
+        assert_eq!(error("[h]/q"), (1, "`h` is not an IPv6 address: [IPv6]:PORT/QUEUE".into()));
         assert_eq!(error("[::1]4/q").0, 5);
         assert_eq!(error("\"h/q\"").0, 0);
         assert_eq!(error("10.0.0.256/q").0, 0);
@@ -243,6 +328,45 @@ mod tests {
     fn a_queue_name_has_512_bytes_at_most() {
         assert!(Address::parse(&format!("h/{}", "q".repeat(512))).is_ok());
         let (offset, message) = error(&format!("h/{}", "ü".repeat(257)));
-        assert_eq!((offset, message.as_str()), (2, "the queue name has 514 bytes; it may have 512"));
+        assert_eq!((offset, message.as_str()), (2, "the queue name has 514 bytes; at most 512 are possible"));
+    }
+
+    fn shown_all(read: fn(&str) -> Result<Vec<Address>, AddressError>, text: &str) -> Vec<String> {
+        read(text).unwrap().iter().map(Address::to_string).collect()
+    }
+
+    #[test]
+    fn braces_make_a_source_of_each_word() {
+        assert_eq!(shown_all(sources, "h/{host, service}"), ["h:4730/host", "h:4730/service"]);
+        assert_eq!(shown_all(sources, "h/a_{1,2*}_?"), ["h:4730/a_1_?", "h:4730/a_2*_?"]);
+        assert_eq!(shown_all(sources, "h/{one}"), ["h:4730/one"]);
+        for (text, offset) in [("h/x{a,b", 3), ("h/{a,,b}", 2), ("h/{}", 2), ("h/{a}{b}", 3), ("h/a}", 3), ("h/a,b", 3)]
+        {
+            assert_eq!(sources(text).unwrap_err().offset, offset, "{text}");
+        }
+    }
+
+    #[test]
+    fn destinations_are_separated_by_a_comma_and_a_blank() {
+        assert_eq!(shown_all(destinations, "h/a,  [::1]/b,\th:1/"), ["h:4730/a", "[::1]:4730/b", "h:1/"]);
+        for (text, offset) in [("h/a, ", 5), ("h/a,h/b", 3), ("h/a, x:0/b", 7), ("h/a, H/a", 5), ("h/*", 2), ("", 0)] {
+            let error = destinations(text).unwrap_err();
+            assert_eq!(error.offset, offset, "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn one_server_has_one_canonical_form() {
+        for (text, canonical) in [
+            ("localhost", "localhost:4730"),
+            ("127.0.0.1:1", "localhost:1"),
+            ("[0:0::1]", "localhost:4730"),
+            ("[::ffff:127.0.0.1]", "localhost:4730"),
+            ("[2001:db8:0:0::1]", "[2001:db8::1]:4730"),
+            ("[FE80::0:1%eth0]", "[fe80::0:1%eth0]:4730"),
+            ("127.0.0.2", "127.0.0.2:4730"),
+        ] {
+            assert_eq!(Server::parse(text).unwrap().canonical().to_string(), canonical, "{text}");
+        }
     }
 }

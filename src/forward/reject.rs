@@ -78,7 +78,7 @@ impl Session<'_> {
             "job {} of {} can't be delivered to {}: {reason}; failed",
             escaped(handle),
             forward.source,
-            forward.destination
+            forward.first_destination()
         ));
         self.finish_failed(handle, held);
     }
@@ -213,7 +213,7 @@ impl<'s> Rejecter<'s> {
                 "job {} of {} can't be delivered to {}: {reason}; moved to {}",
                 escaped(handle),
                 life.config.source,
-                life.config.destination,
+                life.config.first_destination(),
                 self.address
             ));
             if life.config.asynchronous {

@@ -351,13 +351,15 @@ mod tests {
         Arc::new(ForwardMetrics::new(&ForwardConfig {
             place: Place { file: Arc::new("test".into()), line: 1 },
             source: address("a"),
-            destination: address("b"),
+            destinations: vec![address("b")],
             stages: Stages::default(),
             asynchronous: true,
             workers: 1,
             prefetch: 1,
+            prefetch_is_explicit: false,
             priority: Priority::Normal,
             timeout: None,
+            max_age: None,
             reject_queue: None,
         }))
     }

@@ -145,7 +145,7 @@ impl<'s> Submitter<'s> {
             index,
             jobs,
             rejects,
-            recovery: Recovery::new(session, &session.life.config.destination),
+            recovery: Recovery::new(session, session.life.config.first_destination()),
             held: VecDeque::new(),
             singles: VecDeque::new(),
             alone: None,
@@ -316,7 +316,7 @@ impl<'s> Submitter<'s> {
     fn prepare(&mut self, line: &Line<'_>, batch: &mut Batch, number: Option<usize>) {
         let session = self.session;
         let life = session.life;
-        let queue = life.config.destination.queue.as_bytes();
+        let queue = life.config.first_destination().queue.as_bytes();
         let kind = match life.config.priority {
             Priority::Low => kind::SUBMIT_JOB_LOW_BG,
             Priority::Normal => kind::SUBMIT_JOB_BG,

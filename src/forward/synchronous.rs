@@ -106,7 +106,7 @@ impl<'s> Submitter<'s> {
             index,
             jobs,
             rejects,
-            recovery: Recovery::new(session, &session.life.config.destination),
+            recovery: Recovery::new(session, session.life.config.first_destination()),
             task: None,
             scratch: Scratch::default(),
         }
@@ -186,7 +186,12 @@ impl<'s> Submitter<'s> {
             _ => return outcome,
         };
         let life = self.session.life;
-        warn!("job {} of {} failed at {}: {reason}", escaped(&handle), life.config.source, life.config.destination);
+        warn!(
+            "job {} of {} failed at {}: {reason}",
+            escaped(&handle),
+            life.config.source,
+            life.config.first_destination()
+        );
         life.metrics.failed();
         self.session.finish_failed(&handle, held);
         self.task = None;
@@ -256,7 +261,7 @@ impl<'s> Submitter<'s> {
         // An id that was used before might be merged with a job whose client has gone, and be dropped with it.
         let mut unique = Vec::new();
         write_new_unique(&mut unique);
-        let queue = config.destination.queue.as_bytes();
+        let queue = config.first_destination().queue.as_bytes();
         let kind = match config.priority {
             Priority::Low => kind::SUBMIT_JOB_LOW,
             Priority::Normal => kind::SUBMIT_JOB,
@@ -411,7 +416,7 @@ impl Replier<'_> {
                         debug!(
                             "the end of job {} came from {}",
                             escaped(&expected.handle),
-                            self.session.life.config.destination
+                            self.session.life.config.first_destination()
                         );
                         self.session.life.metrics.delivered(1, expected.bytes_in, expected.bytes_out);
                         self.session.source.finish(&pass(&expected.handle, &packet), expected.held);

@@ -260,7 +260,7 @@ mod tests {
         forwards[0].delivered(12, 1, 1);
         forwards[2].set_held(5);
         forwards[2].counts.waiting.set(Some(1_234_567));
-        forwards[2].troubled(&forwards[2].config.destination.server, "connection refused");
+        forwards[2].troubled(&forwards[2].destination().1.server, "connection refused");
         let text = show(&forwards, "table 200x50");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("1:WARNING - gearman-proxy 1.0.0, process "), "{text}");

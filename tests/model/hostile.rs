@@ -116,13 +116,15 @@ fn forward(source: &Server, destination: &Server, asynchronous: bool) -> Forward
     let config = ForwardConfig {
         place: Place { file: Arc::new("model".into()), line: 1 },
         source: address(source),
-        destination: address(destination),
+        destinations: vec![address(destination)],
         stages: Stages::default(),
         asynchronous,
         workers: 1,
         prefetch: if asynchronous { 4096 } else { 1 },
+        prefetch_is_explicit: false,
         priority: Priority::Normal,
         timeout: None,
+        max_age: None,
         reject_queue: None,
     };
     let settings = Settings { max_job_size: 1 << 20, timing: Scale::default().timing(), ..Settings::default() };

@@ -97,7 +97,7 @@ impl Line {
 
 fn session(config: &ForwardConfig, stopped: &AtomicBool, acknowledges_first: bool) -> std::io::Result<()> {
     let mut source = Line::to(&config.source)?;
-    let mut destination = Line::to(&config.destination)?;
+    let mut destination = Line::to(config.first_destination())?;
     // Who did not ask could not know the jobs again, which excuses much.
     source.stream.write_all(b"getpid\n")?;
     source.stream.write_all(&request(CAN_DO, &[config.source.queue.as_bytes()]))?;
@@ -111,7 +111,8 @@ fn session(config: &ForwardConfig, stopped: &AtomicBool, acknowledges_first: boo
         if acknowledges_first {
             source.stream.write_all(&acknowledgement)?;
         }
-        let submission = request(SUBMIT_JOB_BG, &[config.destination.queue.as_bytes(), arguments[2], arguments[3]]);
+        let submission =
+            request(SUBMIT_JOB_BG, &[config.first_destination().queue.as_bytes(), arguments[2], arguments[3]]);
         destination.ask(&submission)?;
         if !acknowledges_first {
             source.stream.write_all(&acknowledgement)?;

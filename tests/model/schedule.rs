@@ -429,13 +429,15 @@ fn configuration(plan: &Plan, source: &Server, destination: &Server) -> ForwardC
     ForwardConfig {
         place: Place { file: Arc::new("model".into()), line: 1 },
         source: address(source, QUEUE),
-        destination: address(destination, QUEUE),
+        destinations: vec![address(destination, QUEUE)],
         stages,
         asynchronous: plan.asynchronous,
         workers: plan.workers,
         prefetch: plan.prefetch,
+        prefetch_is_explicit: false,
         priority: plan.priority,
         timeout: None,
+        max_age: None,
         reject_queue: plan.reject_queue.map(|side| match side {
             Side::Source => address(source, REJECTS),
             Side::Destination => address(destination, REJECTS),

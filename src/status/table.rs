@@ -16,8 +16,7 @@ const MIN_NAME: usize = 12;
 const STATE: usize = 24;
 
 /// The columns of numbers and the room that each takes with the blanks before it.
-const COLUMNS: [(&str, usize); 6] =
-    [("JOBS/S", 9), ("BYTES/S", 9), ("HELD", 7), ("WAITING", 9), ("REJECTED", 10), ("JOBS", 8)];
+const COLUMNS: [(&str, usize); 5] = [("JOBS/S", 9), ("BYTES/S", 9), ("HELD", 7), ("WAITING", 9), ("REJECTED", 10)];
 
 /// Two questions closer together than this are answered with the same rates.
 const RATE_OVER: Duration = Duration::from_millis(500);
@@ -77,9 +76,7 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
         age(now.saturating_duration_since(started)),
         verdict.summary()
     )];
-    if !verdict.text.is_empty() {
-        out.push(verdict.text.trim_start().to_owned());
-    }
+    out.extend(verdict.text.split_inclusive(". ").map(|sentence| sentence.trim().to_owned()));
 
     // The forwards between the same two servers stand together.
     let mut groups: Vec<((Server, Server), Vec<Row>)> = Vec::new();
@@ -150,7 +147,6 @@ fn row(forward: &ForwardMetrics, rates: &Rates) -> Row {
         forward.held().to_string(),
         forward.counts.waiting.get().map_or_else(unknown, |jobs| short(jobs as f64)),
         short(forward.counts.rejected.get() as f64),
-        short(forward.counts.jobs.get() as f64),
     ];
     let troubles = forward.troubles();
     let first = troubles.iter().min_by_key(|(_, trouble)| trouble.since);
@@ -159,7 +155,7 @@ fn row(forward: &ForwardMetrics, rates: &Rates) -> Row {
     let text = match (first, &reject) {
         (Some((server, trouble)), _) => {
             let since = age(trouble.since.elapsed());
-            format!("down {since}: {} {}", label(&server.to_string()), printable(&trouble.reason))
+            format!("down {since}: {} ({})", printable(&trouble.reason), label(&server.to_string()))
         }
         (None, _) if state == State::Connecting => String::from("connecting"),
         (None, Some(reject)) => {
@@ -265,17 +261,16 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("1:WARNING - gearman-proxy 1.0.0, process "), "{text}");
         assert!(lines[0].ends_with(" up 0s: 2 of 4 forwards working"), "{text}");
-        assert_eq!(
-            lines[1],
-            "1 server failed: b:1 (connection refused). backlog contains 1234572 jobs. 1 forward connecting."
-        );
-        assert_eq!(lines[2], "FORWARD        JOBS/S  BYTES/S   HELD  WAITING  REJECTED    JOBS  STATE");
+        assert_eq!(lines[1], "1 server failed: b:1 (connection refused).");
+        assert_eq!(lines[2..4], ["backlog contains 1234572 jobs.", "1 forward connecting."]);
+        let lines = &lines[2..];
+        assert_eq!(lines[2], "FORWARD        JOBS/S  BYTES/S   HELD  WAITING  REJECTED  STATE");
         assert_eq!(lines[3], "a:1 -> b:1");
         assert_eq!(
             lines[4],
-            "  z -> there        -        -      5     1.2M         0       0  down 0s: b:1 connection refused"
+            "  z -> there        -        -      5     1.2M         0  down 0s: connection refused (b:1)"
         );
-        assert_eq!(lines[5], "  x                 -        -      0        -         0      12  working");
+        assert_eq!(lines[5], "  x                 -        -      0        -         0  working");
         assert_eq!(lines[6], "b:1 -> a:1");
         assert!(lines[7].starts_with("  new ") && lines[7].ends_with("  connecting"), "{text}");
         assert!(lines[8].starts_with("  y "), "{text}");

@@ -127,8 +127,8 @@ pub struct Counts {
     pub errors: Counter,
     /// Jobs dropped because they were older than `max_age`.
     pub expired: Counter,
-    /// Sessions after the first.
-    pub reconnects: Counter,
+    /// Times that both servers were connected.
+    pub sessions: Counter,
     /// Jobs confirmed by the time since their grab: a counter for each of [`CONFIRMATION_BUCKETS`] and one above.
     pub confirmations: [Counter; CONFIRMATION_BUCKETS.len() + 1],
     /// The sum of these times.
@@ -136,6 +136,11 @@ pub struct Counts {
     /// Jobs waiting at the source and at the destination when they were last asked.
     pub waiting: Sample,
     pub waiting_there: Sample,
+    oldest_held: Moment,
+    held_since: Moment,
+    delivered: Moment,
+    /// The last sign of life of a destination that has something to do.
+    progress: Moment,
 }
 
 /// One forward's counts and state.
@@ -145,24 +150,12 @@ pub struct ForwardMetrics {
     pub config: ForwardConfig,
     pub counts: Counts,
     started: Instant,
-    moments: Moments,
     /// Jobs taken from the source and neither acknowledged nor given back.
     held: AtomicUsize,
     /// The place of the destination in use among the configured ones.
     destination: AtomicUsize,
     pub(crate) last_reject: Mutex<Option<Reject>>,
     pub(crate) troubles: Mutex<BTreeMap<Server, Trouble>>,
-}
-
-#[derive(Debug, Default)]
-struct Moments {
-    oldest_held: Moment,
-    held_since: Moment,
-    delivered: Moment,
-    /// The last sign of life of a destination that has something to do.
-    progress: Moment,
-    connected: Moment,
-    first_connected: Moment,
 }
 
 impl ForwardMetrics {
@@ -172,7 +165,6 @@ impl ForwardMetrics {
             config: config.clone(),
             counts: Counts::default(),
             started: Instant::now(),
-            moments: Moments::default(),
             held: AtomicUsize::new(0),
             destination: AtomicUsize::new(0),
             last_reject: Mutex::default(),
@@ -193,7 +185,7 @@ impl ForwardMetrics {
         self.counts.jobs.add(jobs);
         self.counts.bytes_in.add(bytes_in);
         self.counts.bytes_out.add(bytes_out);
-        self.moments.delivered.set(self.now());
+        self.counts.delivered.set(self.now());
         self.progressed();
     }
 
@@ -207,7 +199,7 @@ impl ForwardMetrics {
 
     /// The destination took a job or answered a probe.
     pub fn progressed(&self) {
-        self.moments.progress.set(self.now());
+        self.counts.progress.set(self.now());
     }
 
     /// A job was undeliverable, and went to the reject queue or was failed.
@@ -231,13 +223,13 @@ impl ForwardMetrics {
     /// The forward holds this many jobs now.
     pub fn set_held(&self, held: usize) {
         if self.held.swap(held, Ordering::Relaxed) == 0 && held > 0 {
-            self.moments.held_since.set(self.now());
+            self.counts.held_since.set(self.now());
         }
     }
 
     /// When the oldest job that is held came.
     pub fn set_oldest_held(&self, came: Option<Instant>) {
-        self.moments.oldest_held.set(came.map(|came| came.saturating_duration_since(self.started)));
+        self.counts.oldest_held.set(came.map(|came| came.saturating_duration_since(self.started)));
     }
 
     /// Jobs that were held go back to the source and wait there.
@@ -248,12 +240,7 @@ impl ForwardMetrics {
 
     /// A session began, with both servers connected, or ended.
     pub fn set_connected(&self, connected: bool) {
-        self.moments.connected.set(self.now().filter(|_| connected));
-        match (connected, self.has_worked()) {
-            (true, true) => self.counts.reconnects.add(1),
-            (true, false) => self.moments.first_connected.set(self.now()),
-            (false, _) => {}
-        }
+        self.counts.sessions.add(u64::from(connected));
     }
 
     /// The forward uses the destination at this place of its list.
@@ -296,7 +283,7 @@ impl ForwardMetrics {
 
     /// How long ago the last job was delivered.
     pub fn last_delivery(&self) -> Option<Duration> {
-        self.ago(&self.moments.delivered)
+        self.ago(&self.counts.delivered)
     }
 
     /// Jobs held unacknowledged now.
@@ -306,17 +293,12 @@ impl ForwardMetrics {
 
     /// How long the oldest job has been held.
     pub fn oldest_held(&self) -> Option<Duration> {
-        self.ago(&self.moments.oldest_held)
-    }
-
-    /// How long the session has been on; `None` while there is none.
-    pub fn connected(&self) -> Option<Duration> {
-        self.ago(&self.moments.connected)
+        self.ago(&self.counts.oldest_held)
     }
 
     /// Whether there has ever been a session.
     pub fn has_worked(&self) -> bool {
-        self.moments.first_connected.get().is_some()
+        self.counts.sessions.get() > 0
     }
 
     pub fn state(&self) -> State {
@@ -346,7 +328,7 @@ impl ForwardMetrics {
     }
 
     fn stalled(&self) -> Option<Duration> {
-        let silent = self.ago(&self.moments.held_since)?.min(self.ago(&self.moments.progress).unwrap_or(Duration::MAX));
+        let silent = self.ago(&self.counts.held_since)?.min(self.ago(&self.counts.progress).unwrap_or(Duration::MAX));
         (self.held() > 0 && silent >= STALLED_AFTER).then_some(silent)
     }
 }
@@ -417,12 +399,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_sessions_after_the_first_are_reconnects() {
+    fn sessions_are_counted_at_their_begin() {
         let forward = forward("a:1/q", "b:1/q");
-        for (connected, reconnects) in [(true, 0), (false, 0), (true, 1), (false, 1), (true, 2)] {
+        assert!(!forward.has_worked());
+        for (connected, sessions) in [(true, 1), (false, 1), (true, 2), (false, 2)] {
             forward.set_connected(connected);
-            assert_eq!(forward.counts.reconnects.get(), reconnects);
-            assert_eq!(forward.connected().is_some(), connected);
+            assert_eq!(forward.counts.sessions.get(), sessions);
         }
         assert!(forward.has_worked());
     }

@@ -154,6 +154,9 @@ impl Proxy<'_> {
     fn start(&mut self) -> io::Result<()> {
         self.warn();
         info!("gearman-proxy {} starts with {}", env!("CARGO_PKG_VERSION"), self.count());
+        // It must not tell of a proxy without forwards.
+        self.metrics
+            .set_forwards(self.config.forwards.iter().map(|config| Arc::new(ForwardMetrics::new(config))).collect());
         self.start_status()?;
         self.arrange_forwards(&self.settings.clone())?;
         self.notifier.ready(&self.summary());
@@ -188,6 +191,7 @@ impl Proxy<'_> {
     /// rest stops, each by itself, and starts anew.
     fn arrange_forwards(&mut self, former: &Settings) -> io::Result<()> {
         let mut running: Vec<Option<Forward>> = self.forwards.drain(..).map(Some).collect();
+        let prepared = if running.is_empty() { self.metrics.forwards() } else { Vec::new() };
         let same_settings = former.max_job_size == self.settings.max_job_size;
         let mut arranged: Vec<Option<Forward>> = Vec::new();
         for config in &self.config.forwards {
@@ -205,7 +209,9 @@ impl Proxy<'_> {
                     let predecessor =
                         self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
                     let predecessor = predecessor.map(|position| self.leaving.remove(position));
-                    Forward::start(self.settings.clone(), Arc::new(ForwardMetrics::new(config)), predecessor)?
+                    let metrics = prepared.iter().find(|metrics| metrics.config.source == config.source).cloned();
+                    let metrics = metrics.unwrap_or_else(|| Arc::new(ForwardMetrics::new(config)));
+                    Forward::start(self.settings.clone(), metrics, predecessor)?
                 }
             };
             self.forwards.push(forward);

@@ -52,7 +52,7 @@ fn it_is_answered_to_the_letter_as_the_perl_proxy_answers() {
         remote.queue("check_results"),
         local.queue("check_results"),
     ));
-    let status = wait_for_message(&local, "^0:OK");
+    let status = wait_for_message(&local, r"^0:OK .* running\.$");
     assert_matches(r"^0:OK - proxy version v\d+\.\d+\.\d+ running\.\|( '[^']+'=\d+c?;;;)+$", &status.text);
     assert!(status.text.contains(&format!(" v{} ", env!("CARGO_PKG_VERSION"))));
 
@@ -136,7 +136,7 @@ fn any_other_payload_is_answered_like_check() {
         source.queue("work"),
         destination.queue("work")
     ));
-    let check = wait_for_message(&source, "^0:OK").text;
+    let check = wait_for_message(&source, r"^0:OK .* running\.$").text;
     for payload in ["", "hello", "check ", "checkperfdatafilter", "\u{e9}"] {
         assert_eq!(Status::ask(&source, "proxy_status", payload).text, check, "{payload:?}");
     }

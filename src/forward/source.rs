@@ -279,6 +279,7 @@ impl Source {
         let mut state = self.state.lock();
         let held = state.window.held();
         self.count_held(&mut state, 0);
+        self.metrics.given_back(held as u64);
         self.metrics.set_held(0);
         (state.unproven.drain(..).map(|(_, key)| key).collect(), held)
     }

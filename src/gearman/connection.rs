@@ -73,7 +73,7 @@ impl Limits {
 #[derive(Debug)]
 pub enum ConnectionError {
     /// The name could not be resolved.
-    Resolve(io::Error),
+    Resolve,
     /// No connection: another try later may work.
     Connect(io::Error),
     /// The connection broke.
@@ -94,9 +94,6 @@ impl fmt::Display for ConnectionError {
     /// Own words in printable ASCII, without brackets, quotes and bars, at most 80 bytes: the status shows them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConnectionError::Resolve(error) if error.raw_os_error().is_some() => {
-                write!(f, "{}: {}", self.kind(), in_words(error).0)
-            }
             ConnectionError::NoAnswer(limit) => write!(f, "no answer for {} s", limit.as_secs_f32().round()),
             ConnectionError::Protocol(error) => error.fmt(f),
             ConnectionError::Refused(code) => write!(f, "refused with {code}"),
@@ -120,7 +117,7 @@ impl ConnectionError {
 
     fn in_words(&self) -> (&'static str, &'static str) {
         match self {
-            ConnectionError::Resolve(_) => ("name could not be resolved", "check the host name and the resolver"),
+            ConnectionError::Resolve => ("name could not be resolved", "check the host name and the resolver"),
             ConnectionError::Connect(error) | ConnectionError::Io(error) => in_words(error),
             ConnectionError::Closed => ("connection closed by the server", "was it stopped? see the server's log"),
             ConnectionError::NoAnswer(_) => {
@@ -160,11 +157,9 @@ fn in_words(error: &io::Error) -> (&'static str, &'static str) {
         _ if matches!(error.raw_os_error(), Some(23 | 24)) => ("too many open files", "raise the limit of open files"),
         io::ErrorKind::ConnectionRefused => ("connection refused", "is gearmand running there, and on this port?"),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ("connection reset", "see the server's log"),
-        io::ErrorKind::ConnectionAborted => ("connection aborted", ROUTE),
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ("connection timed out", ROUTE),
         io::ErrorKind::HostUnreachable => ("no route to the host", ROUTE),
         io::ErrorKind::NetworkUnreachable => ("network unreachable", ROUTE),
-        io::ErrorKind::NetworkDown => ("network down", ROUTE),
         io::ErrorKind::PermissionDenied => ("not permitted by this host", "check the firewall of this host"),
         io::ErrorKind::AddrNotAvailable => ("no local address or port left", "too many connections leave this host"),
         io::ErrorKind::OutOfMemory => ("out of memory", "raise this host's or the service's limit"),
@@ -240,7 +235,7 @@ impl Connection {
         stop: &Latch,
         mut begin: impl FnMut(Connection) -> Result<Connection, ConnectionError>,
     ) -> Result<Connection, ConnectionError> {
-        let mut last = ConnectionError::Resolve(io::ErrorKind::NotFound.into());
+        let mut last = ConnectionError::Resolve;
         for mut address in resolve(&server.host, limits.connect, stop)? {
             address.set_port(server.port);
             match connect(address, limits.connect, stop).and_then(&mut begin) {
@@ -421,7 +416,7 @@ pub fn limit_of(kind: u32, data: usize) -> usize {
 #[derive(Debug, Default)]
 struct Lookup {
     done: Latch,
-    /// Empty while it runs; or the system's error number.
+    /// Empty while it runs. What the system lacked, such as descriptors, by its error number.
     addresses: Mutex<(Vec<SocketAddr>, Option<i32>)>,
 }
 
@@ -436,12 +431,11 @@ fn resolve(host: &str, limit: Duration, stop: &Latch) -> Result<Vec<SocketAddr>,
     select! {
         recv(lookup.done.channel()) -> _ => {}
         recv(stop.channel()) -> _ => return Err(ConnectionError::Stopped),
-        default(limit) => return Err(ConnectionError::Resolve(io::ErrorKind::TimedOut.into())),
+        default(limit) => return Err(ConnectionError::Resolve),
     }
-    let (addresses, error) = lookup.addresses.lock().clone();
-    match error.map(io::Error::from_raw_os_error) {
-        Some(error) => Err(ConnectionError::Resolve(error)),
-        None => Ok(addresses),
+    match &*lookup.addresses.lock() {
+        (_, Some(code)) => Err(ConnectionError::Connect(io::Error::from_raw_os_error(*code))),
+        (addresses, None) => Ok(addresses.clone()),
     }
 }
 
@@ -463,7 +457,7 @@ fn look_up(host: &str) -> Result<Arc<Lookup>, ConnectionError> {
         LOOKUPS.lock().remove(&name);
         answer.done.set();
     });
-    spawned.map_err(|error| ConnectionError::Resolve(io::Error::other(error)))?;
+    spawned.map_err(|_| ConnectionError::Resolve)?;
     lookups.insert(host.to_owned(), Arc::clone(&lookup));
     Ok(lookup)
 }
@@ -693,7 +687,7 @@ mod tests {
         let there = Server { host: String::from("hangs.invalid"), port: 4730 };
         let stop = Latch::default();
         let limits = Limits { connect: Duration::from_millis(50), ..LIMITS };
-        assert!(matches!(Connection::open(&there, "test", &limits, &stop), Err(ConnectionError::Resolve(_))));
+        assert!(matches!(Connection::open(&there, "test", &limits, &stop), Err(ConnectionError::Resolve)));
         thread::scope(|scope| {
             let opening = scope.spawn(|| Connection::open(&there, "test", &LIMITS, &stop));
             stop.set();
@@ -709,7 +703,7 @@ mod tests {
         let unknown = Server { host: String::from("no-such-host.invalid"), port: 4730 };
         let limits = Limits { connect: Duration::from_secs(30), ..LIMITS };
         let unknown = Connection::open(&unknown, "test", &limits, &stop);
-        assert!(matches!(unknown, Err(ConnectionError::Resolve(_))), "{unknown:?}");
+        assert!(matches!(unknown, Err(ConnectionError::Resolve)), "{unknown:?}");
         assert!(LOOKUPS.lock().get("no-such-host.invalid").is_none(), "the next one asks again");
     }
 
@@ -717,8 +711,8 @@ mod tests {
     fn reasons_are_fit_for_the_status_and_their_kinds_hold_no_numbers() {
         let error = |kind: io::ErrorKind| io::Error::from(kind);
         let errors = [
-            ConnectionError::Resolve(error(io::ErrorKind::NotFound)),
-            ConnectionError::Resolve(io::Error::from_raw_os_error(24)),
+            ConnectionError::Resolve,
+            ConnectionError::Connect(io::Error::from_raw_os_error(24)),
             ConnectionError::Connect(error(io::ErrorKind::ConnectionRefused)),
             ConnectionError::Io(error(io::ErrorKind::ConnectionReset)),
             ConnectionError::Closed,

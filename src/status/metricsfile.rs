@@ -75,7 +75,7 @@ const FAMILIES: [Family; 14] = [
     ("rejected_jobs_total", "counter", "Undeliverable jobs.", |f| Some(f.counts.rejected.get() as f64)),
     ("failed_jobs_total", "counter", "Jobs rejected or failed.", |f| Some(f.counts.errors.get() as f64)),
     ("expired_jobs_total", "counter", "Jobs older than max_age, dropped.", |f| Some(f.counts.expired.get() as f64)),
-    ("reconnects_total", "counter", "Sessions after the first.", |f| Some(f.counts.reconnects.get() as f64)),
+    ("sessions_total", "counter", "Times that both servers were connected.", |f| Some(f.counts.sessions.get() as f64)),
     ("held_jobs", "gauge", "Jobs taken and not yet acknowledged.", |f| Some(f.held() as f64)),
     ("oldest_held_seconds", "gauge", "Age of the oldest held job.", |f| Some(seconds(f.oldest_held()).unwrap_or(0.0))),
     ("since_delivery_seconds", "gauge", "Time since the last delivery.", |f| seconds(f.last_delivery())),

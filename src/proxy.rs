@@ -204,6 +204,9 @@ impl Proxy<'_> {
     fn start(&mut self) -> io::Result<()> {
         self.warn();
         info!("gearman-proxy {} starts with {}", env!("CARGO_PKG_VERSION"), self.count());
+        // It must not tell of a proxy without forwards.
+        let prepared = self.config.forwards.iter().map(|config| Arc::new(ForwardMetrics::new(config))).collect();
+        self.metrics.set_forwards(prepared);
         // First: it needs a connection also when descriptors run out.
         self.start_status()?;
         self.arrange_forwards(self.common.max_job_size);
@@ -255,6 +258,7 @@ impl Proxy<'_> {
     fn arrange_forwards(&mut self, former_max_job_size: usize) {
         self.start_again = None;
         let mut running: Vec<Option<Forward>> = self.forwards.drain(..).map(Some).collect();
+        let prepared = if running.is_empty() { self.metrics.forwards() } else { Vec::new() };
         let same_settings = former_max_job_size == self.common.max_job_size;
         let found = self.found.values().flatten();
         let wanted: Vec<&ForwardConfig> = self.config.forwards.iter().chain(found).collect();
@@ -279,7 +283,9 @@ impl Proxy<'_> {
             }
             let predecessor = self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
             let predecessor = predecessor.map(|position| self.leaving.swap_remove(position));
-            match Forward::start(&self.common, Arc::new(ForwardMetrics::new(config)), predecessor) {
+            let metrics = prepared.iter().find(|metrics| metrics.config == *config).cloned();
+            let metrics = metrics.unwrap_or_else(|| Arc::new(ForwardMetrics::new(config)));
+            match Forward::start(&self.common, metrics, predecessor) {
                 Ok(forward) => self.forwards.push(forward),
                 Err((error, predecessor)) => {
                     self.leaving.extend(predecessor);

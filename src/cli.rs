@@ -24,7 +24,7 @@ pub struct CliOption {
 }
 
 /// All options, in the order of the documentation.
-pub static OPTIONS: [CliOption; 13] = [
+pub static OPTIONS: [CliOption; 12] = [
     CliOption {
         short: "c",
         long: "config",
@@ -80,15 +80,6 @@ pub static OPTIONS: [CliOption; 13] = [
     },
     CliOption {
         short: "",
-        long: "convert",
-        alias: "",
-        argument: "FILE...",
-        meaning: "Print configurations of gearman_proxy.pl (files, or folders with *.cfg and *.conf) in this program's \
-                  language. They are Perl and are executed by perl, as the Perl proxy did: convert only what you trust. \
-                  Exits with 1 if something is left for a person.",
-    },
-    CliOption {
-        short: "",
         long: "top",
         alias: "",
         argument: "",
@@ -109,8 +100,6 @@ pub enum Action {
     Check,
     /// Run the stages of the forward from this address, as it was written, on standard input.
     Try(String),
-    /// Convert these configurations of the Perl script.
-    Convert(Vec<PathBuf>),
     /// Show the forwards at work.
     Top {
         /// Once, not every second.
@@ -191,15 +180,6 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
     if let Some(address) = tried {
         actions.push(("--try", Action::Try(address)));
     }
-    let converts = matches.opt_present("convert");
-    if converts {
-        let given = matches.opt_strs("convert").into_iter().chain(matches.free.iter().cloned());
-        let files: Vec<PathBuf> = given.map(PathBuf::from).collect();
-        if files.is_empty() {
-            return wrong("--convert needs a file: --convert gearman_proxy.cfg");
-        }
-        actions.push(("--convert", Action::Convert(files)));
-    }
     if matches.opt_present("top") || matches.opt_present("once") {
         let once = matches.opt_present("once");
         actions.push((if matches.opt_present("top") { "--top" } else { "--once" }, Action::Top { once }));
@@ -207,7 +187,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
     if let [(first, _), (second, _), ..] = actions.as_slice() {
         return wrong(format!("{first} and {second} can't be asked for at once"));
     }
-    if let Some(free) = matches.free.first().filter(|_| !converts) {
+    if let Some(free) = matches.free.first() {
         return wrong(format!(
             "{free:?} belongs to no option: a configuration is named with --config={free}, a level with --debug=N"
         ));
@@ -243,8 +223,7 @@ fn options() -> Options {
     for option in &OPTIONS {
         let has_arg = match option.argument {
             "" => HasArg::No,
-            // `--convert` alone, with its files behind other options, is understood too.
-            "[=LEVEL]" | "FILE..." => HasArg::Maybe,
+            "[=LEVEL]" => HasArg::Maybe,
             _ => HasArg::Yes,
         };
         options.opt(option.short, option.long, option.meaning, option.argument, has_arg, Occur::Multi);
@@ -433,8 +412,6 @@ mod tests {
     #[test]
     fn actions() {
         assert_eq!(parsed("--try h:1/q").action, Action::Try("h:1/q".into()));
-        assert_eq!(parsed("--convert a b").action, Action::Convert(vec!["a".into(), "b".into()]));
-        assert_eq!(parsed("--convert=a b").action, Action::Convert(vec!["a".into(), "b".into()]));
         assert_eq!(parsed("--top").action, Action::Top { once: false });
         assert_eq!(parsed("--top --once").action, Action::Top { once: true });
         assert_eq!(parsed("--once").action, Action::Top { once: true });
@@ -454,7 +431,6 @@ mod tests {
             ("--check=1", "--check takes no argument"),
             ("--log=a --logfile=b", "--logfile can be given once only"),
             ("--try", "--try needs its ADDRESS"),
-            ("--convert", "--convert needs a file: --convert gearman_proxy.cfg"),
             ("--check --top", "--check and --top can't be asked for at once"),
             (
                 "proxy.conf",

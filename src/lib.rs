@@ -15,7 +15,6 @@
 
 pub mod cli;
 pub mod config;
-pub mod convert;
 pub mod forward;
 pub mod gearman;
 pub mod logging;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use gearman_proxy::cli::{self, Action, Cli};
 use gearman_proxy::config::{self, Config};
-use gearman_proxy::{convert, proxy, top, trial};
+use gearman_proxy::{proxy, top, trial};
 
 /// A failure at run time.
 const FAILED: u8 = 1;
@@ -27,7 +27,6 @@ fn run(cli: &Cli) -> u8 {
     match &cli.action {
         Action::Help => print(&cli::help()),
         Action::Version => print(&cli::version()),
-        Action::Convert(files) => convert::run(files, &mut io::stdout(), &mut io::stderr()),
         Action::Run => with_config(cli, |config| match proxy::run(cli, config) {
             Ok(()) => 0,
             Err(error) => fail(&error),

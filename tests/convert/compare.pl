@@ -8,6 +8,8 @@ package GearmanProxy;
 our($queues, $statusqueue, $logfile, $debug) = ({});
 
 package main;
+# callbacks put together what they did not find
+local $SIG{__WARN__} = sub { };
 my($perl, $converted) = @ARGV;
 {
     package GearmanProxy;

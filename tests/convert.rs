@@ -157,8 +157,8 @@ fn what_needs_manual_conversion_is_a_comment_with_its_reason() {
     let output = convert(&samples(), &["left.cfg"]);
     assert_eq!(status(&output), Some(1), "{}", stderr(&output));
     for (place, reason) in [
-        ("left.cfg:6: a/code", "tr/a-c/x-z/);` has no equivalent"),
-        ("left.cfg:13: a/evaluated", "`($1 + 1);` has no equivalent"),
+        ("left.cfg:6: a/code", "`$data =~ tr/a-c/x-z/` has no equivalent"),
+        ("left.cfg:13: a/evaluated", "`$1 + 1` has no equivalent"),
         ("left.cfg:14: a/letters", "has no equivalent"),
         ("left.cfg:15: a/ahead", "has `(?=b` in its pattern"),
         ("left.cfg:16: a/counted", "returns something else than the data"),
@@ -189,7 +189,11 @@ fn what_needs_manual_conversion_is_a_comment_with_its_reason() {
     // A forward without its callback or password would send what nobody can read: it is a comment.
     let active: Vec<&str> = stdout(&output).lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
     assert_eq!(active, ["a:4730/plain = b:4730/again"]);
-    assert!(stdout(&output).contains("#         $data =~ tr/a-c/x-z/;\n"), "the Perl text is shown\n{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("#             $data =~ tr/a-c/x-z/;\n"),
+        "the Perl text is shown\n{}",
+        stdout(&output)
+    );
     assert!(stdout(&output).contains("# a:4730/code = b:4730/code\n#     encrypt = not shown in messages\n"));
 }
 
@@ -202,8 +206,13 @@ fn what_changes_silently_is_said() {
               data_callback => sub { my($d) = @_; my($id) = $d =~ /^host_name=(.*)$/m; $d =~ s/\s+$//; return($d, $id) } };",
     );
     assert_eq!(status(&output), Some(0), "{}", stderr(&output));
-    for note in ["$logfile is carried over", "$debug = 1 is debug = 0", "its own unique id", "the NULs", "keep their unique ids"]
-    {
+    for note in [
+        "$logfile is carried over",
+        "$debug = 1 is debug = 0",
+        "its own unique id",
+        "the NULs",
+        "keep their unique ids",
+    ] {
         assert!(stderr(&output).lines().any(|line| line.starts_with("note: ") && line.contains(note)), "{note}");
     }
 }
@@ -215,7 +224,11 @@ fn passwords_are_carried_over_as_they_are() {
         r#"$queues->{"a/q"} = { remoteQueue => "b/q", decrypt => 'file:/none/$HOME/key', encrypt => 'co$t' };"#,
     );
     assert_eq!(status(&output), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).contains("\n    decrypt = file:/none/$$HOME/key\n    encrypt = co$t\n"), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("\n    decrypt = file:/none/$$HOME/key\n    encrypt = co$t\n"),
+        "{}",
+        stdout(&output)
+    );
     assert!(stdout(&output).contains("chmod 600"));
     let output = folder.convert(r#"$queues->{"a/q"} = { remoteQueue => "b/q", decrypt => "file:k", encrypt => "" };"#);
     assert!(!stdout(&output).contains("chmod"), "{}", stdout(&output));

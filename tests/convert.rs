@@ -127,6 +127,26 @@ fn every_way_to_write_a_substitution_does_what_perl_did() {
     assert_eq!(status(&output), Some(0), "{}", stderr(&output));
 }
 
+/// Whatever random callbacks are converted do the same.
+#[test]
+fn random_callbacks_do_what_perl_did() {
+    let folder = Folder::new("random");
+    for seed in ["2", "6", "11"] {
+        let random = Command::new("perl").arg(samples().join("random.pl")).arg(seed).output().expect("perl starts");
+        let output = folder.convert(&random.stdout);
+        fs::write(folder.0.join("converted"), stdout(&output)).expect("a temporary file");
+        let compared = Command::new("perl")
+            .current_dir(&folder.0)
+            .arg(samples().join("compare.pl"))
+            .args(["proxy.cfg", "converted"])
+            .output()
+            .expect("perl starts");
+        assert_eq!(status(&compared), Some(0), "seed {seed}: {}{}", stdout(&compared), stderr(&compared));
+        let converted = stdout(&output).lines().filter(|line| line.starts_with("a:4730/")).count();
+        assert!(converted > 60, "{converted} of 150 were converted");
+    }
+}
+
 /// The comparison would see a conversion that does something else.
 #[test]
 fn the_comparison_sees_differences() {

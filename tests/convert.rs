@@ -314,3 +314,23 @@ fn without_deparse_only_callbacks_are_left() {
     assert!(stdout(&output).contains("\n# a:4730/r = b:4730/r\n"), "{}", stdout(&output));
     assert!(stderr(&output).contains("without its module B::Deparse"), "{}", stderr(&output));
 }
+
+/// What comes out is judged by the daemon itself.
+#[test]
+fn what_comes_out_passes_check() {
+    let folder = Folder::new("check");
+    for name in ["readme.cfg", "site.cfg", "nasty.cfg", "conf.d", "callbacks.cfg", "more.cfg", "left.cfg"] {
+        let converted = convert(&samples(), &[name]);
+        let path = folder.0.join("proxy.conf");
+        fs::write(&path, stdout(&converted)).expect("a temporary file");
+        // From the samples' folder, where the password files are.
+        let output = Command::new(env!("CARGO_BIN_EXE_gearman-proxy"))
+            .current_dir(samples())
+            .arg("--check")
+            .arg("--config")
+            .arg(&path)
+            .output()
+            .expect("the binary starts");
+        assert_eq!(status(&output), Some(0), "{name}: {}\n{}", stderr(&output), stdout(&converted));
+    }
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Address;
 use crate::gearman::admin;
-use crate::gearman::connection::{Connection, ConnectionError, Limits, error_code};
+use crate::gearman::connection::{Connection, ConnectionError, End, Limits, error_code};
 use crate::gearman::packet::{MAX_UNIQUE_SIZE, ProtocolError, kind, put_request};
 use crate::latch::Latch;
 
@@ -155,18 +155,26 @@ fn moving<'a>(from: &'a Address, to: &'a Address, moved: &mut u64) -> Result<(),
     put_request(&mut request, kind::CAN_DO, &[from.queue.as_bytes()]);
     while *moved < waiting {
         put_request(&mut request, kind::GRAB_JOB_UNIQ, &[]);
-        let Some((handle, submission)) = taken(&mut source, &request, to).map_err(at_source)? else { return Ok(()) };
+        let Some(Taken { handle, submission }) = taken(&mut source, &request, to).map_err(at_source)? else {
+            return Ok(());
+        };
         submitted(&mut destination, &submission).map_err(at_destination)?;
         request.clear();
         put_request(&mut request, kind::WORK_COMPLETE, &[&handle, b""]);
         *moved += 1;
     }
     // Without an answer behind it, the last acknowledgement may not have arrived.
-    source.ask(&request, crate::gearman::connection::End::Echo, LIMITS.answer, |_| ()).map_err(at_source)
+    source.ask(&request, End::Echo, LIMITS.answer, |_| ()).map_err(at_source)
 }
 
-/// Sends what ends with a GRAB_JOB_UNIQ; the job's handle and its submission to `to`, if there is one.
-fn taken(source: &mut Connection, request: &[u8], to: &Address) -> Result<Option<(Vec<u8>, Vec<u8>)>, ConnectionError> {
+/// A job that is to be moved, as a request for the other server.
+struct Taken {
+    handle: Vec<u8>,
+    submission: Vec<u8>,
+}
+
+/// Sends what ends with a GRAB_JOB_UNIQ; the job that comes, if there is one.
+fn taken(source: &mut Connection, request: &[u8], to: &Address) -> Result<Option<Taken>, ConnectionError> {
     source.send(request, PATIENCE)?;
     loop {
         let packet = source.next(Instant::now() + PATIENCE, MAX_JOB)?.ok_or(ConnectionError::NoAnswer(PATIENCE))?;
@@ -179,7 +187,7 @@ fn taken(source: &mut Connection, request: &[u8], to: &Address) -> Result<Option
                 }
                 let mut submission = Vec::new();
                 put_request(&mut submission, kind::SUBMIT_JOB_BG, &[to.queue.as_bytes(), unique, data]);
-                return Ok(Some((handle.to_vec(), submission)));
+                return Ok(Some(Taken { handle: handle.to_vec(), submission }));
             }
             kind::NO_JOB => return Ok(None),
             kind::NOOP => {}

@@ -58,7 +58,7 @@ options! {
     "" "top" "" "[=ADDRESS]":
         "Live view of all forwards of a running proxy, refreshed every second. It is asked on the status queue at this \
          address, else on that of the configuration. q and Enter end it."
-    "" "once" "" "": "Show that view once."
+    "" "once" "" "": "With --top, show the view once and exit as --status does."
     "" "replay" "" "QUEUE-ADDRESS=ADDRESS":
         "Move the jobs that are in the first queue to the second as they are, e.g. from a reject queue back to its source, \
          and exit when all that were there are moved."
@@ -130,14 +130,9 @@ fn wrong<T>(message: impl Into<String>) -> Result<T, CliError> {
 /// # Errors
 /// It can't be understood, or asks for two things at once.
 pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
-    let mut texts = Vec::new();
-    for arg in args {
-        match arg.into_string() {
-            Ok(text) => texts.push(text),
-            Err(arg) => return wrong(format!("the argument {arg:?} is not UTF-8")),
-        }
-    }
-    let matches = options().parse(&texts).map_err(|fail| CliError { message: in_words(&fail) })?;
+    let text = |arg: OsString| arg.into_string().or_else(|arg| wrong(format!("the argument {arg:?} is not UTF-8")));
+    let texts = args.map(text).collect::<Result<Vec<String>, CliError>>()?;
+    let matches = options().parse(&texts).or_else(|fail| wrong(in_words(&fail)))?;
     if matches.opt_present("help") || matches.opt_present("version") {
         let action = if matches.opt_present("help") { Action::Help } else { Action::Version };
         return Ok(Cli { action, config: Vec::new(), logfile: None, pidfile: None, debug: None, quiet: false });
@@ -160,21 +155,11 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
     if quiet && debug.is_some() {
         return wrong("--quiet can't be given with --debug or --verbose");
     }
-    let config = matches.opt_strs("config");
-    let logfile = at_most_one(&matches, &["logfile", "log"])?;
-    let pidfile = at_most_one(&matches, &["pidfile", "pid"])?;
-    for (name, values) in
-        [("config", config.as_slice()), ("logfile", logfile.as_slice()), ("pidfile", pidfile.as_slice())]
-    {
-        if values.iter().any(String::is_empty) {
-            return wrong(format!("--{name} needs a path"));
-        }
-    }
     Ok(Cli {
         action,
-        config: config.into_iter().map(PathBuf::from).collect(),
-        logfile: logfile.map(LogTarget::from_text),
-        pidfile: pidfile.map(PathBuf::from),
+        config: given(&matches, &["config"])?.into_iter().map(PathBuf::from).collect(),
+        logfile: at_most_one(&matches, &["logfile", "log"])?.map(LogTarget::from_text),
+        pidfile: at_most_one(&matches, &["pidfile", "pid"])?.map(PathBuf::from),
         debug,
         quiet,
     })
@@ -214,7 +199,7 @@ fn action(matches: &Matches) -> Result<Action, CliError> {
 }
 
 fn address(option: &str, text: &str) -> Result<Address, CliError> {
-    Address::parse(text).map_err(|error| CliError { message: format!("--{option}: {error}") })
+    Address::parse(text).or_else(|error| wrong(format!("--{option}: {error}")))
 }
 
 fn optional_address(matches: &Matches, option: &str) -> Result<Option<Address>, CliError> {
@@ -255,9 +240,16 @@ fn in_words(fail: &Fail) -> String {
     }
 }
 
-/// The one argument of an option under all its names.
+/// The arguments of an option under all its names.
+fn given(matches: &Matches, names: &[&str]) -> Result<Vec<String>, CliError> {
+    let given: Vec<String> = names.iter().flat_map(|name| matches.opt_strs(name)).collect();
+    let empty = given.iter().any(String::is_empty);
+    if empty { wrong(format!("--{} is empty", names.first().unwrap_or(&""))) } else { Ok(given) }
+}
+
+/// The one argument of an option.
 fn at_most_one(matches: &Matches, names: &[&str]) -> Result<Option<String>, CliError> {
-    let mut given: Vec<String> = names.iter().flat_map(|name| matches.opt_strs(name)).collect();
+    let mut given = given(matches, names)?;
     if given.len() > 1 {
         return wrong(format!("--{} can be given only once", names.first().unwrap_or(&"")));
     }
@@ -266,24 +258,15 @@ fn at_most_one(matches: &Matches, names: &[&str]) -> Result<Option<String>, CliE
 
 /// The level that `--debug` and `--verbose` ask for; the higher one of both.
 fn debug(matches: &Matches) -> Result<Option<u8>, CliError> {
-    let verbose = match matches.opt_count("verbose") {
-        0 => None,
-        1 => Some(1),
-        _ => Some(2),
+    let verbose = [None, Some(1), Some(2)][matches.opt_count("verbose").min(2)];
+    let debug = match at_most_one(matches, &["debug"])?.as_deref() {
+        None => matches.opt_present("debug").then_some(1),
+        Some("0") => Some(0),
+        Some("1") => Some(1),
+        Some("2") => Some(2),
+        Some(level) => return wrong(format!("invalid level {level:?} for --debug: expected 0, 1 or 2")),
     };
-    if !matches.opt_present("debug") {
-        return Ok(verbose);
-    }
-    let levels = matches.opt_strs("debug");
-    let debug = match levels.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => 1,
-        ["0"] => 0,
-        ["1"] => 1,
-        ["2"] => 2,
-        [level] => return wrong(format!("invalid level {level:?} for --debug: expected 0, 1 or 2")),
-        _ => return wrong("--debug can be given only one level"),
-    };
-    Ok(Some(debug).max(verbose))
+    Ok(debug.max(verbose))
 }
 
 /// The text of `--help`, under 80 columns wide.
@@ -303,12 +286,9 @@ pub fn help() -> String {
         }
         text.push_str(wrapped(&meaning, INDENTATION).trim_start());
     }
-    text.push_str(
-        "\nSIGHUP reads the configuration again and reopens the log; SIGTERM stops.\n\
-         Exit status: 0 a clean stop, 1 a failure at run time, 2 a wrong command line\n\
-         or configuration.\n",
-    );
-    text
+    let end = "SIGHUP reads the configuration again and reopens the log; SIGTERM stops.\nExit status: 0 a clean stop, 1 a \
+               failure at run time, 2 a wrong command line or configuration.";
+    format!("{text}\n{}", wrapped(end, 0))
 }
 
 /// The option as documentation writes it: `-c, --config PATH`.
@@ -341,12 +321,8 @@ fn wrapped(text: &str, indentation: usize) -> String {
 
 /// The text of `--version`: `gearman-proxy 1.0.0 (commit, target)`.
 pub fn version() -> String {
-    format!(
-        "gearman-proxy {} ({}, {})\n",
-        env!("CARGO_PKG_VERSION"),
-        env!("GEARMAN_PROXY_COMMIT"),
-        env!("GEARMAN_PROXY_TARGET")
-    )
+    let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("GEARMAN_PROXY_COMMIT"));
+    format!("gearman-proxy {version} ({commit}, {})\n", env!("GEARMAN_PROXY_TARGET"))
 }
 
 #[cfg(test)]
@@ -442,7 +418,8 @@ mod tests {
             ("--status --once", "--status and --once can't be asked for at once"),
             ("-x", "there is no option -x"),
             ("--config", "--config needs its PATH"),
-            ("--config=", "--config needs a path"),
+            ("--config=", "--config is empty"),
+            ("--pid=", "--pidfile is empty"),
             ("--check=1", "--check takes no argument"),
             ("--log=a --logfile=b", "--logfile can be given only once"),
             ("--try", "--try needs its ADDRESS"),

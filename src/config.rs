@@ -65,22 +65,22 @@ pub struct Config {
 /// # Errors
 /// Everything that is wrong, found in one pass.
 pub fn load(paths: &[PathBuf]) -> Result<Config, ConfigErrors> {
-    let mut parser = parse::Parser::new(|name| std::env::var(name).ok());
+    let mut parser = parse::Parser::default();
     let default = [default_path()];
-    let old = if paths.is_empty() && !default[0].exists() { perl_configuration() } else { None };
-    if let Some(old) = old {
-        parser.report.error(source::not_converted(&default[0], &old));
-        return parser.finish(&default);
+    let named = if paths.is_empty() { &default } else { paths };
+    let old = perl_configuration().filter(|_| paths.is_empty() && !default[0].exists());
+    if let Some(old) = &old {
+        parser.report.error(source::not_converted(&default[0], old));
     }
-    let paths = if paths.is_empty() { &default } else { paths };
     let mut reader = source::Reader::default();
-    for found in paths.iter().flat_map(|path| source::find(path)) {
+    for found in named.iter().filter(|_| old.is_none()).flat_map(|path| source::find(path)) {
         match found.and_then(|file| reader.read(&file)) {
-            Ok(file) => file.into_iter().for_each(|file| parser.file(file)),
+            Ok(Some((lines, world_readable))) => parser.file(lines, world_readable),
+            Ok(None) => {}
             Err(error) => parser.report.error(error),
         }
     }
-    parser.finish(paths)
+    parser.finish(named)
 }
 
 /// What is read where the command line names no configuration: `$OMD_ROOT/etc/mod-gearman/proxy.conf` on an OMD site,
@@ -108,60 +108,26 @@ fn folder_in(variable: &str) -> Option<PathBuf> {
 impl Config {
     /// The forwards and patterns as a table with aligned columns, and the status queue; without passwords.
     pub fn table(&self) -> String {
-        let heads = [
-            "SOURCE",
-            "DESTINATION",
-            "STAGES",
-            "MODE",
-            "WORKER",
-            "PREFETCH",
-            "PRIORITY",
-            "TIMEOUT",
-            "MAX AGE",
-            "REJECT QUEUE",
-        ];
-        let mut rows = vec![heads.map(str::to_owned)];
-        rows.extend(self.forwards.iter().map(ForwardConfig::row));
-        rows.extend(self.patterns.iter().map(|pattern| pattern.template.row()));
-        let mut widths = [0; 10];
-        for row in &rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.chars().count().max(*width);
-            }
-        }
-        let mut out = String::new();
-        for row in rows {
-            let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            out.push_str(cells.join("  ").trim_end());
-            out.push('\n');
-        }
-        match &self.statusqueue {
-            Some(queue) => out.push_str(&format!("\nstatus queue: {}\n", escaped(&queue.to_string()))),
-            None => out.push_str("\nno status queue\n"),
-        }
-        out
-    }
-
-    /// The forwards that patterns make of the queues that a server names. Explicit forwards win; the status queue and
-    /// reject queues never match.
-    pub fn found_forwards<'q>(&self, server: &Server, queues: impl Iterator<Item = &'q str>) -> Found {
-        pattern::find(&self.patterns, server, queues)
-    }
-
-    /// The forward that takes from this queue, or that a pattern would make for it.
-    pub fn forward_from(&self, source: &Address) -> Option<ForwardConfig> {
-        let explicit = self.forwards.iter().find(|forward| forward.source == *source).cloned();
-        let of_server = self.patterns.iter().filter(|pattern| pattern.server == source.server);
-        explicit.or_else(|| of_server.filter_map(|pattern| pattern.forward_for(&source.queue)).next())
+        let heads = "SOURCE/DESTINATION/STAGES/MODE/WORKER/PREFETCH/PRIORITY/TIMEOUT/MAX AGE/REJECT QUEUE";
+        let mut rows: Vec<Vec<String>> = vec![heads.split('/').map(str::to_owned).collect()];
+        let patterns = self.patterns.iter().map(|pattern| &pattern.template);
+        rows.extend(
+            self.forwards.iter().chain(patterns).map(|forward| forward.row().map(|cell| cut(&escaped(&cell))).into()),
+        );
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+        let line = |row: &Vec<String>| {
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            cells.join("  ").trim_end().to_owned() + "\n"
+        };
+        let status = self.statusqueue.as_ref().map(|queue| format!("status queue: {}", escaped(&queue.to_string())));
+        format!("{}\n{}\n", rows.iter().map(line).collect::<String>(), status.as_deref().unwrap_or("no status queue"))
     }
 
     /// Files and sockets that are open at once when every forward is at work. What patterns will find is not known.
     pub fn open_files_needed(&self) -> usize {
-        let forwards = self.forwards.iter().map(|forward| {
-            let reject = usize::from(forward.reject_queue.is_some());
-            1 + forward.workers + reject
-        });
-        OTHER_OPEN_FILES + forwards.sum::<usize>()
+        let needed = |forward: &ForwardConfig| 1 + forward.workers + usize::from(forward.reject_queue.is_some());
+        OTHER_OPEN_FILES + self.forwards.iter().map(needed).sum::<usize>()
     }
 
     /// A warning with both numbers if this process may not open as many files as the forwards need.
@@ -236,7 +202,7 @@ pub struct ForwardConfig {
 impl ForwardConfig {
     /// The destination that is used first.
     pub fn first_destination(&self) -> &Address {
-        // There is always one; the source is the one that could not lose a job.
+        // Never empty: the source only spares a panic.
         self.destinations.first().unwrap_or(&self.source)
     }
 
@@ -252,7 +218,7 @@ impl ForwardConfig {
         let seconds =
             |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), |time| format!("{} s", time.as_secs()));
         let destinations: Vec<String> = self.destinations.iter().map(Address::to_string).collect();
-        let cells = [
+        [
             self.source.to_string(),
             destinations.join(", "),
             self.stages_in_words(),
@@ -263,22 +229,23 @@ impl ForwardConfig {
             seconds(self.timeout),
             seconds(self.max_age),
             self.reject_queue.as_ref().map_or_else(|| "-".to_owned(), Address::to_string),
-        ];
-        cells.map(|cell| cut(&escaped(&cell)))
+        ]
     }
 
     fn stages_in_words(&self) -> String {
-        let stages = [
-            ("decrypt", usize::from(self.stages.decrypt.is_some())),
-            ("uniq_callback", self.stages.uniq_callbacks.len()),
-            ("data_callback", self.stages.data_callbacks.len()),
-            ("encrypt", usize::from(self.stages.encrypt.is_some())),
+        let stages = &self.stages;
+        let count = [
+            (usize::from(stages.decrypt.is_some()), "decrypt"),
+            (stages.uniq_callbacks.len(), "uniq_callback"),
+            (stages.data_callbacks.len(), "data_callback"),
+            (usize::from(stages.encrypt.is_some()), "encrypt"),
         ];
-        let words: Vec<String> = stages
-            .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(name, count)| if *count > 1 { format!("{count} {name}") } else { (*name).to_owned() })
-            .collect();
+        let word = |(count, name): (usize, &str)| match count {
+            0 => None,
+            1 => Some(name.to_owned()),
+            _ => Some(format!("{count} {name}")),
+        };
+        let words: Vec<String> = count.into_iter().filter_map(word).collect();
         if words.is_empty() { "-".to_owned() } else { words.join(", ") }
     }
 }

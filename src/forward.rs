@@ -31,6 +31,7 @@ use crate::latch::Latch;
 use crate::metrics::ForwardMetrics;
 use crate::notify::Heartbeats;
 use crate::outages::Outages;
+pub use crate::relay::Timing;
 use crate::relay::{self, Actions, Cause, Event, Legacy, LineId, Loss, Now, Pump, Relay, Step};
 use gate::Gates;
 use loops::Loops;
@@ -67,6 +68,8 @@ const PAUSE_PER_ANSWER: Duration = Duration::from_micros(2);
 pub struct Common {
     /// A job with more data is failed, bytes.
     pub max_job_size: usize,
+    /// The default is what the documentation says; tests shorten it.
+    pub timing: Timing,
     memory: Arc<Memory>,
     gates: Arc<Gates>,
     loops: Arc<Loops>,
@@ -80,6 +83,7 @@ impl Default for Common {
     fn default() -> Self {
         Common {
             max_job_size: DEFAULT_MAX_JOB_SIZE,
+            timing: Timing::default(),
             memory: Arc::default(),
             gates: Arc::default(),
             loops: Arc::default(),
@@ -225,7 +229,7 @@ impl Forward {
         let workers = config.workers;
         let wakers = |count| (0..count).map(|_| Waker::new()).collect();
         let shared = Arc::new(Shared {
-            relay: Mutex::new(Relay::new(settings(&config), Legacy::default())),
+            relay: Mutex::new(Relay::new(settings(&config, common), Legacy::default())),
             due: AtomicU64::new(u64::MAX),
             source: Mutex::default(),
             lines: (0..workers).map(|_| Mutex::default()).collect(),
@@ -316,7 +320,7 @@ impl Forward {
         }
         self.shared.common.loops.leave(self.shared.number);
         self.shared.common.clock.forwards.lock().retain(|forward| !Arc::ptr_eq(forward, &self.shared));
-        let successor = Relay::new(settings(&self.shared.config), Legacy::default());
+        let successor = Relay::new(settings(&self.shared.config, &self.shared.common), Legacy::default());
         std::mem::replace(&mut *self.shared.relay.lock(), successor).into_legacy()
     }
 
@@ -326,7 +330,7 @@ impl Forward {
     }
 }
 
-fn settings(config: &ForwardConfig) -> relay::Settings {
+fn settings(config: &ForwardConfig, common: &Common) -> relay::Settings {
     relay::Settings {
         asynchronous: config.asynchronous,
         queue: config.source.queue.clone().into_bytes(),
@@ -338,7 +342,7 @@ fn settings(config: &ForwardConfig) -> relay::Settings {
         destinations: config.destinations.len(),
         reject_queue: config.reject_queue.is_some(),
         random: witness::random(),
-        timing: relay::Timing::default(),
+        timing: common.timing.clone(),
     }
 }
 
@@ -355,7 +359,7 @@ impl Shared {
     /// Begins with what the predecessor knew, when that has ended.
     fn inherit(&self, predecessor: Forward) {
         let legacy = predecessor.join();
-        *self.relay.lock() = Relay::new(settings(&self.config), legacy);
+        *self.relay.lock() = Relay::new(settings(&self.config, &self.common), legacy);
         if self.stopped.load(Ordering::SeqCst) {
             self.feed(Event::Stop);
         }

@@ -3,8 +3,8 @@
 //! A line is simplelog's: local time, level, thread, message. Where standard error is systemd's journal, which knows the
 //! time by itself, a line is the message after its priority and thread.
 //!
-//! A thread of its own (`log`) writes the lines. Between it and everybody else is a bounded queue, so that a pipe that
-//! nobody reads, a slow disk or a full one never delays a job or a stop: what the queue doesn't take is dropped and counted.
+//! The thread `log` writes the lines. All other threads put them into a bounded queue, so an unread pipe or a slow or full
+//! disk never delays a job or a stop. Lines that the queue has no room for are dropped and counted.
 
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
@@ -29,13 +29,13 @@ use crate::config::LogTarget;
 /// What comes from outside is logged up to this length, bytes.
 const MAX_ESCAPED: usize = 200;
 
-/// Lines that wait for the log's file take up to this, bytes.
+/// Room for lines that wait to be written, bytes.
 const QUEUE_SIZE: usize = 1 << 20;
 
 /// How long [`Handle::flush`] waits at most, and after how long the log's file is tried again while lines are lost.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The log's thread looks up at least this often: a time without a meaning.
+/// With nothing to do, the thread waits this long at a time. The length does not matter.
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// O_NONBLOCK of open(2): the opening of a FIFO returns at once. The same on x86_64, aarch64 and all newer architectures.
@@ -79,7 +79,7 @@ struct Current {
     losses: Arc<Losses>,
 }
 
-/// What became of lines that could not be written, wherever the log goes meanwhile.
+/// Lines that could not be written. Shared by all places of one log, so a reopened log file continues the count.
 #[derive(Debug, Default)]
 struct Losses {
     /// Lost and not told of yet.
@@ -98,8 +98,8 @@ impl Handle {
         self.set_target(&target)
     }
 
-    /// Lets the log go to another place. A file is opened again even if it is the same. Lines that wait for the old place
-    /// are still written there, by its own thread: where that is stuck, nobody waits for it.
+    /// Sends the log to another place. A file is opened again even if it is the same. Lines that are queued for the old place
+    /// are still written there, by the old place's thread; if that is stuck, it is left alone.
     ///
     /// # Errors
     /// It can't be opened; lines still go to the old one.
@@ -197,7 +197,7 @@ impl Limiter {
     }
 }
 
-/// Lines on their way to one place.
+/// Lines that wait for one place's thread.
 #[derive(Debug, Default)]
 struct Queue {
     waiting: Mutex<Waiting>,
@@ -270,9 +270,9 @@ fn open(target: &LogTarget) -> io::Result<File> {
     }
 }
 
-/// Opens a regular file, or a device such as /dev/null, and waits for nobody.
+/// Opens a regular file or a device such as /dev/null. Never blocks.
 fn open_file(path: &Path) -> io::Result<File> {
-    // Before the opening, because that of a FIFO without a reader fails with a reason that helps nobody.
+    // Checked first, because opening a FIFO without a reader fails with the misleading ENXIO.
     path.metadata().map_or(Ok(()), |there| refuse_other(there.file_type()))?;
     let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(O_NONBLOCK).open(path);
     let file = file.map_err(|error| missing_folder(path).filter(|_| error.kind() == NotFound).unwrap_or(error))?;
@@ -324,7 +324,7 @@ impl Output {
         }
     }
 
-    /// A file whose name is gone takes lines that nobody will read.
+    /// An open file that was removed still accepts lines, but they are lost.
     fn recreate_if_removed(&mut self) -> io::Result<()> {
         if let LogTarget::File(path) = &self.target
             && self.file.metadata()?.nlink() == 0
@@ -379,7 +379,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // Formatted before any lock is taken: a panic in there must find the log usable.
+        // Formatted before any lock is taken: a panic in a Display must find the log usable.
         let message = record.args().to_string();
         let (journal, queue) = {
             let current = self.0.current.lock();
@@ -585,7 +585,7 @@ mod tests {
         let scratch = Scratch::new("full");
         let (logger, handle) = logger(&LogTarget::File("/dev/full".into()));
         say(&logger, Level::Error, "one");
-        // Opened again without more space: the count goes on.
+        // Opened again without more space: the count is kept.
         handle.reopen().unwrap();
         say(&logger, Level::Error, "two");
         assert!(handle.current.lock().losses.told.load(Relaxed));

@@ -35,17 +35,15 @@ fn run(cli: &Cli) -> io::Result<u8> {
         Action::Try(address) => with_config(cli, |config| {
             trial::run(&config, address, &mut io::stdin(), &mut Readable(io::stdout()), &mut Readable(io::stderr()))
         }),
-        Action::Status(address) => {
-            with_status_queue(cli, address, |address| ask::status(address, &mut Readable(io::stdout())))
-        }
+        Action::Status(given) => with_status_queue(cli, given, |queue| ask::status(queue, &mut Readable(io::stdout()))),
         Action::Top { address, once } => {
-            with_status_queue(cli, address, |address| ask::top(address, *once, &mut Readable(io::stdout())))
+            with_status_queue(cli, address, |queue| ask::top(queue, *once, &mut Readable(io::stdout())))
         }
         Action::Replay { from, to } => ask::replay(from, to, &mut Readable(io::stdout())),
     }
 }
 
-/// With the address that was given; only without one is the configuration read, which may be wrong.
+/// With the address that was given. Only without one is the configuration read, so that a broken one is no obstacle.
 fn with_status_queue(
     cli: &Cli,
     given: &Option<Address>,
@@ -57,7 +55,7 @@ fn with_status_queue(
     with_config(cli, |config| match &config.statusqueue {
         Some(address) => work(address),
         None => {
-            say("gearman-proxy: the configuration has no statusqueue: set one, or give its address behind a `=`\n");
+            say("gearman-proxy: the configuration has no `statusqueue`: set one, or give its address behind a `=`\n");
             Ok(WRONG)
         }
     })
@@ -75,14 +73,14 @@ fn with_config(cli: &Cli, work: impl FnOnce(Config) -> io::Result<u8>) -> io::Re
     }
 }
 
-/// An output whose reader may leave, as in `gearman-proxy --check | head`: that is no failure.
+/// An output whose reader may leave, as in `gearman-proxy --check | head`: that is not a failure.
 struct Readable<W>(W);
 
 impl<W: Write> Write for Readable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .write(bytes)
-            .or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(bytes.len()) } else { Err(error) })
+        let left =
+            |error: io::Error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(bytes.len()) } else { Err(error) };
+        self.0.write(bytes).or_else(left)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -94,19 +94,31 @@ impl Counter {
     }
 }
 
-/// A number of jobs that may be unknown.
-#[derive(Debug)]
-struct Known(AtomicU64);
+/// A number that may be unknown, as it is at first.
+#[derive(Debug, Default)]
+pub struct Sample(AtomicU64);
 
-impl Known {
-    const NOT: u64 = u64::MAX;
-
-    fn get(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|&number| number != Known::NOT)
+impl Sample {
+    pub fn get(&self) -> Option<u64> {
+        self.0.load(Ordering::Relaxed).checked_sub(1)
     }
 
-    fn set(&self, number: Option<u64>) {
-        self.0.store(number.unwrap_or(Known::NOT), Ordering::Relaxed);
+    pub fn set(&self, number: Option<u64>) {
+        self.0.store(number.map_or(0, |number| number.saturating_add(1)), Ordering::Relaxed);
+    }
+}
+
+/// A moment that may have come, in milliseconds after its forward's start; 0 is never.
+#[derive(Debug, Default)]
+struct Moment(AtomicU64);
+
+impl Moment {
+    fn set(&self, after: Option<Duration>) {
+        self.0.store(after.map_or(0, |after| (after.as_millis() as u64).max(1)), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.0.load(Ordering::Relaxed))).filter(|after| !after.is_zero())
     }
 }
 
@@ -118,11 +130,8 @@ pub struct Reject {
 }
 
 /// What one forward counts.
-#[derive(Debug)]
-pub struct ForwardMetrics {
-    /// The forward that this is about.
-    pub config: ForwardConfig,
-    started: Instant,
+#[derive(Debug, Default)]
+pub struct Counts {
     /// Jobs delivered, and their bytes as they came and as they went.
     pub jobs: Counter,
     pub bytes_in: Counter,
@@ -133,29 +142,35 @@ pub struct ForwardMetrics {
     pub errors: Counter,
     /// Jobs dropped because they were older than `max_age`.
     pub expired: Counter,
-    /// Sessions after the first.
-    pub reconnects: Counter,
+    /// Times that both servers were connected.
+    pub sessions: Counter,
     /// Jobs confirmed by the time since their grab: a counter for each of [`CONFIRMATION_BUCKETS`] and one above.
     pub confirmations: [Counter; CONFIRMATION_BUCKETS.len() + 1],
     /// The sum of these times.
     pub confirmation_milliseconds: Counter,
+    /// Jobs waiting at the source and at the destination when they were last asked.
+    pub waiting: Sample,
+    pub waiting_there: Sample,
+    oldest_held: Moment,
+    held_since: Moment,
+    delivered: Moment,
+    /// The last sign of life of a destination that has something to do.
+    progress: Moment,
+}
+
+/// One forward's counts and state.
+#[derive(Debug)]
+pub struct ForwardMetrics {
+    /// The forward that this is about.
+    pub config: ForwardConfig,
+    pub counts: Counts,
+    started: Instant,
     /// Jobs taken from the source and neither acknowledged nor given back.
     held: AtomicUsize,
-    // Moments are milliseconds after `started`; 0 is never.
-    oldest_held: AtomicU64,
-    held_since: AtomicU64,
-    /// The last delivery, and the last sign of life of a destination that has something to do.
-    delivered: AtomicU64,
-    progress: AtomicU64,
-    connected: AtomicU64,
-    first_connected: AtomicU64,
-    /// Jobs waiting at the source and at the destination when they were last asked.
-    waiting: Known,
-    waiting_there: Known,
     /// The place of the destination in use among the configured ones.
     destination: AtomicUsize,
-    last_reject: Mutex<Option<Reject>>,
-    troubles: Mutex<BTreeMap<Server, Trouble>>,
+    pub(crate) last_reject: Mutex<Option<Reject>>,
+    pub(crate) troubles: Mutex<BTreeMap<Server, Trouble>>,
 }
 
 impl ForwardMetrics {
@@ -163,46 +178,29 @@ impl ForwardMetrics {
     pub fn new(config: &ForwardConfig) -> ForwardMetrics {
         ForwardMetrics {
             config: config.clone(),
+            counts: Counts::default(),
             started: Instant::now(),
-            jobs: Counter::default(),
-            bytes_in: Counter::default(),
-            bytes_out: Counter::default(),
-            rejected: Counter::default(),
-            errors: Counter::default(),
-            expired: Counter::default(),
-            reconnects: Counter::default(),
-            confirmations: Default::default(),
-            confirmation_milliseconds: Counter::default(),
             held: AtomicUsize::new(0),
-            oldest_held: AtomicU64::new(0),
-            held_since: AtomicU64::new(0),
-            delivered: AtomicU64::new(0),
-            progress: AtomicU64::new(0),
-            connected: AtomicU64::new(0),
-            first_connected: AtomicU64::new(0),
-            waiting: Known(AtomicU64::new(Known::NOT)),
-            waiting_there: Known(AtomicU64::new(Known::NOT)),
             destination: AtomicUsize::new(0),
             last_reject: Mutex::default(),
             troubles: Mutex::default(),
         }
     }
 
-    fn mark(&self, moment: &AtomicU64) {
-        moment.store((self.started.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
+    fn now(&self) -> Option<Duration> {
+        Some(self.started.elapsed())
     }
 
-    fn ago(&self, moment: &AtomicU64) -> Option<Duration> {
-        let moment = Some(moment.load(Ordering::Relaxed)).filter(|&moment| moment > 0)?;
-        Some(self.started.elapsed().saturating_sub(Duration::from_millis(moment)))
+    fn ago(&self, moment: &Moment) -> Option<Duration> {
+        Some(self.started.elapsed().saturating_sub(moment.get()?))
     }
 
     /// `jobs` were delivered: their data took `bytes_in` from the source and `bytes_out` to the destination.
     pub fn delivered(&self, jobs: u64, bytes_in: u64, bytes_out: u64) {
-        self.jobs.add(jobs);
-        self.bytes_in.add(bytes_in);
-        self.bytes_out.add(bytes_out);
-        self.mark(&self.delivered);
+        self.counts.jobs.add(jobs);
+        self.counts.bytes_in.add(bytes_in);
+        self.counts.bytes_out.add(bytes_out);
+        self.counts.delivered.set(self.now());
         self.progressed();
     }
 
@@ -210,73 +208,54 @@ impl ForwardMetrics {
     pub fn confirmed(&self, after: Duration, jobs: u64) {
         let after = after.as_millis() as u64;
         let bucket = CONFIRMATION_BUCKETS.iter().position(|&end| after <= end).unwrap_or(CONFIRMATION_BUCKETS.len());
-        self.confirmations.iter().skip(bucket).take(1).for_each(|bucket| bucket.add(jobs));
-        self.confirmation_milliseconds.add(after.saturating_mul(jobs));
+        self.counts.confirmations.iter().skip(bucket).take(1).for_each(|bucket| bucket.add(jobs));
+        self.counts.confirmation_milliseconds.add(after.saturating_mul(jobs));
     }
 
     /// The destination took a job or answered a probe.
     pub fn progressed(&self) {
-        self.mark(&self.progress);
+        self.counts.progress.set(self.now());
     }
 
     /// A job was undeliverable, and went to the reject queue or was failed.
     pub fn rejected(&self, reason: &str) {
-        self.rejected.add(1);
+        self.counts.rejected.add(1);
         *self.last_reject.lock() = Some(Reject { reason: reason.to_owned(), at: Instant::now() });
         self.failed();
     }
 
     /// A job was failed.
     pub fn failed(&self) {
-        self.errors.add(1);
+        self.counts.errors.add(1);
     }
 
     /// Jobs were dropped because of their age.
     pub fn expired(&self, jobs: u64) {
-        self.expired.add(jobs);
+        self.counts.expired.add(jobs);
         self.progressed();
     }
 
     /// The forward holds this many jobs now.
     pub fn set_held(&self, held: usize) {
         if self.held.swap(held, Ordering::Relaxed) == 0 && held > 0 {
-            self.mark(&self.held_since);
+            self.counts.held_since.set(self.now());
         }
     }
 
     /// When the oldest job that is held came.
     pub fn set_oldest_held(&self, came: Option<Instant>) {
-        let after = |came: Instant| (came.saturating_duration_since(self.started).as_millis() as u64).max(1);
-        self.oldest_held.store(came.map_or(0, after), Ordering::Relaxed);
+        self.counts.oldest_held.set(came.map(|came| came.saturating_duration_since(self.started)));
     }
 
     /// Jobs that were held go back to the source and wait there.
     pub fn given_back(&self, jobs: u64) {
-        self.waiting.set(Some(self.waiting().unwrap_or(0).saturating_add(jobs)));
-    }
-
-    /// Jobs waiting at the source; `None` where that is unknown.
-    pub fn set_waiting(&self, jobs: Option<u64>) {
-        self.waiting.set(jobs);
-    }
-
-    /// Jobs waiting at the destination.
-    pub fn set_waiting_there(&self, jobs: Option<u64>) {
-        self.waiting_there.set(jobs);
+        let waiting = &self.counts.waiting;
+        waiting.set(Some(waiting.get().unwrap_or(0).saturating_add(jobs)));
     }
 
     /// A session began, with both servers connected, or ended.
     pub fn set_connected(&self, connected: bool) {
-        if !connected {
-            self.connected.store(0, Ordering::Relaxed);
-            return;
-        }
-        self.mark(&self.connected);
-        if self.has_worked() {
-            self.reconnects.add(1);
-        } else {
-            self.mark(&self.first_connected);
-        }
+        self.counts.sessions.add(u64::from(connected));
     }
 
     /// The forward uses the destination at this place of its list.
@@ -319,7 +298,7 @@ impl ForwardMetrics {
 
     /// How long ago the last job was delivered.
     pub fn last_delivery(&self) -> Option<Duration> {
-        self.ago(&self.delivered)
+        self.ago(&self.counts.delivered)
     }
 
     /// Jobs held unacknowledged now.
@@ -329,25 +308,12 @@ impl ForwardMetrics {
 
     /// How long the oldest job has been held.
     pub fn oldest_held(&self) -> Option<Duration> {
-        self.ago(&self.oldest_held)
-    }
-
-    pub fn waiting(&self) -> Option<u64> {
-        self.waiting.get()
-    }
-
-    pub fn waiting_there(&self) -> Option<u64> {
-        self.waiting_there.get()
-    }
-
-    /// How long the session has been on; `None` while there is none.
-    pub fn connected(&self) -> Option<Duration> {
-        self.ago(&self.connected)
+        self.ago(&self.counts.oldest_held)
     }
 
     /// Whether there has ever been a session.
     pub fn has_worked(&self) -> bool {
-        self.first_connected.load(Ordering::Relaxed) > 0
+        self.counts.sessions.get() > 0
     }
 
     pub fn state(&self) -> State {
@@ -377,7 +343,107 @@ impl ForwardMetrics {
     }
 
     fn stalled(&self) -> Option<Duration> {
-        let silent = self.ago(&self.held_since)?.min(self.ago(&self.progress).unwrap_or(Duration::MAX));
+        let silent = self.ago(&self.counts.held_since)?.min(self.ago(&self.counts.progress).unwrap_or(Duration::MAX));
         (self.held() > 0 && silent >= STALLED_AFTER).then_some(silent)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::{Place, Priority};
+    use crate::stages::Stages;
+
+    /// A forward that has never connected, from `HOST:PORT/QUEUE` to another; text of no address will do.
+    pub(crate) fn forward(source: &str, destination: &str) -> Arc<ForwardMetrics> {
+        let address = |text: &str| {
+            let (server, queue) = text.split_once('/').unwrap();
+            let (host, port) = server.rsplit_once(':').unwrap();
+            let server = Server { host: host.to_owned(), port: port.parse().unwrap() };
+            Address { server, queue: queue.to_owned() }
+        };
+        Arc::new(ForwardMetrics::new(&ForwardConfig {
+            place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
+            source: address(source),
+            destinations: vec![address(destination)],
+            stages: Stages::default(),
+            asynchronous: true,
+            workers: 1,
+            prefetch: 1,
+            prefetch_is_explicit: false,
+            priority: Priority::Normal,
+            timeout: None,
+            max_age: None,
+            reject_queue: None,
+        }))
+    }
+
+    fn older(mut forward: Arc<ForwardMetrics>, by: Duration) -> Arc<ForwardMetrics> {
+        let metrics = Arc::get_mut(&mut forward).unwrap();
+        metrics.started = metrics.started.checked_sub(by).unwrap();
+        forward
+    }
+
+    fn reasons(forward: &ForwardMetrics) -> Vec<String> {
+        forward.troubles().into_values().map(|trouble| trouble.reason).collect()
+    }
+
+    #[test]
+    fn a_forward_that_never_connects_is_connecting_at_first_and_then_failed() {
+        let young = forward("a:1/q", "b:1/q");
+        assert_eq!(young.state(), State::Connecting);
+        let old = older(forward("a:1/q", "b:1/q"), CONNECTING_FOR);
+        assert_eq!((old.state(), reasons(&old)), (State::Failed, vec![String::from("not connected yet")]));
+        old.troubled(&old.config.source.server, "connection refused");
+        assert_eq!(reasons(&old), ["connection refused"]);
+        old.recovered(&old.config.source.server);
+        old.set_connected(true);
+        assert_eq!((old.state(), reasons(&old)), (State::Working, vec![]));
+    }
+
+    #[test]
+    fn a_forward_that_holds_jobs_without_progress_has_failed() {
+        let stuck = forward("a:1/q", "b:1/q");
+        stuck.set_connected(true);
+        stuck.set_held(1);
+        assert_eq!(stuck.state(), State::Working);
+        let stuck = older(stuck, STALLED_AFTER + Duration::from_secs(1));
+        assert_eq!((stuck.state(), reasons(&stuck)), (State::Failed, vec![String::from("no progress for 60 s")]));
+        stuck.progressed();
+        assert_eq!(stuck.state(), State::Working);
+    }
+
+    #[test]
+    fn sessions_are_counted_at_their_begin() {
+        let forward = forward("a:1/q", "b:1/q");
+        assert!(!forward.has_worked());
+        for (connected, sessions) in [(true, 1), (false, 1), (true, 2), (false, 2)] {
+            forward.set_connected(connected);
+            assert_eq!(forward.counts.sessions.get(), sessions);
+        }
+        assert!(forward.has_worked());
+    }
+
+    #[test]
+    fn confirmations_are_counted_by_their_time() {
+        let forward = forward("a:1/q", "b:1/q");
+        for (milliseconds, jobs) in [(0, 1), (5, 1), (6, 2), (120_000, 3), (120_001, 4)] {
+            forward.confirmed(Duration::from_millis(milliseconds), jobs);
+        }
+        let counts: Vec<u64> = forward.counts.confirmations.iter().map(Counter::get).collect();
+        assert_eq!(counts, [2, 2, 0, 0, 0, 0, 0, 3, 4]);
+        assert_eq!(forward.counts.confirmation_milliseconds.get(), 5 + 12 + 360_000 + 480_004);
+    }
+
+    #[test]
+    fn the_first_failed_reload_tells_since_when() {
+        let metrics = Metrics::default();
+        metrics.set_configuration_wrong(true);
+        let since = metrics.configuration_wrong();
+        assert!(since.is_some());
+        metrics.set_configuration_wrong(true);
+        assert_eq!(metrics.configuration_wrong(), since);
+        metrics.set_configuration_wrong(false);
+        assert_eq!(metrics.configuration_wrong(), None);
     }
 }

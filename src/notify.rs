@@ -8,7 +8,7 @@
 //! # use std::time::Duration;
 //! # let (heartbeats, jobs) = (Heartbeats::default(), std::sync::mpsc::channel::<u8>().1);
 //! let heartbeat = heartbeats.register("work/reader", Duration::from_secs(60));
-//! // Whatever may rightly take as long as it likes: the wait for a job, a read without a deadline.
+//! // `idle` around each wait that may take any time: the wait for a job, a read without a deadline.
 //! while let Ok(job) = heartbeat.idle(|| jobs.recv()) {
 //!     // Work on the job; `turn` in between where it may take longer than the 60 s from above.
 //!     heartbeat.turn();
@@ -64,7 +64,7 @@ impl Notifier {
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         };
         let socket = UnixDatagram::unbound()?;
-        // A manager that hangs keeps nothing.
+        // A hanging service manager must not block the main loop.
         socket.set_write_timeout(Some(PATIENCE))?;
         Ok((socket, manager))
     }
@@ -128,7 +128,7 @@ fn watchdog(microseconds: Option<String>, process: Option<String>) -> Option<Dur
 #[derive(Debug, Clone, Default)]
 pub struct Heartbeats(Arc<Mutex<Vec<Weak<Beat>>>>);
 
-/// A thread's; no longer expected when dropped.
+/// One thread's sign of life. When dropped, no further turn is expected.
 #[derive(Debug)]
 pub struct Heartbeat(Arc<Beat>);
 

@@ -1,8 +1,8 @@
 //! Lost servers in the log: few lines, whatever the number of forwards.
 //!
-//! Each forward reports what happens to its connections; a [`Board`] makes one line of what concerns the same server for the
-//! same reason, leaves out what is no news, and never writes more than eight lines a minute: beyond, several servers share
-//! one. It decides with the times that it is given, so a test needs no clock; [`Outages`] shares one between threads.
+//! Each forward reports what happens to its connections. A [`Board`] makes one line of all reports about the same server and
+//! kind of reason, drops repetitions, and writes at most eight lines a minute; when there is more to say, several servers share
+//! a line. It gets the time as an argument, so a test needs no clock. [`Outages`] shares a board between threads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -17,10 +17,10 @@ const GATHER: Duration = Duration::from_millis(300);
 /// The same for connections that work again, whose next tries are spread over a longer time.
 const GATHER_BACK: Duration = Duration::from_secs(2);
 
-/// A reason that was reported within this time is no news.
+/// A reason that was reported within this time is not reported again.
 const NEWS: Duration = Duration::from_secs(60);
 
-/// A server that comes and goes all the time is told of again after this time, with a count.
+/// A server that keeps coming and going is reported again after this time, with a count.
 const REMIND: Duration = Duration::from_secs(600);
 
 /// Lines a minute at most.
@@ -189,7 +189,7 @@ impl Board {
     fn take_back(&mut self, now: Instant) -> Vec<String> {
         let mut back = Vec::new();
         for (name, server) in &mut self.servers {
-            // All are back, or those who are won't be waited for any longer.
+            // Either all are back and have been for GATHER, or the rest took longer than GATHER_BACK.
             let all = server.down.is_empty() && server.back_due.is_some_and(|due| due <= now + GATHER_BACK - GATHER);
             if !all && server.back_due.is_none_or(|due| due > now) {
                 continue;
@@ -391,7 +391,7 @@ mod tests {
         night.board.back("b:4730", "a/1", 5, night.now());
         night.pass(10, |_, _, _| {});
         assert_eq!(night.texts()[1..], ["b:4730 back after 10 s: 1 of 1 forwards connected, 5 jobs waiting"]);
-        // All of them: nobody is there to whom the server could come back.
+        // The last one ended: there is no forward left for a line about the server's return.
         night.board.lost(&report("b:4730", "silent", "no answer", 1), night.now());
         night.board.gone("a/1");
         night.pass(1200, |_, _, _| {});
@@ -416,6 +416,6 @@ mod tests {
         night.pass(5, |_, _, _| {});
         assert!(night.texts()[7].starts_with("17 servers back: "), "{:?}", night.texts());
         night.pass(1200, |_, _, _| {});
-        assert!(night.board.servers.is_empty(), "nothing is kept for ever");
+        assert!(night.board.servers.is_empty(), "nothing is kept forever");
     }
 }

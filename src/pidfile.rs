@@ -1,8 +1,8 @@
 //! The file that tells init scripts which process the proxy is.
 //!
-//! A file that is there says that another proxy runs, or that one has crashed. So it is believed only if its process is a
-//! gearman-proxy (the same name as ours in /proc/PID/stat) of the file's owner: another program that got the number later is
-//! no obstacle, nor is a process that another user gave this name.
+//! An existing file means that another proxy runs or that one has crashed. It is believed only if the process has our name in
+//! /proc/PID/stat (`gearman-proxy`) and runs as the file's owner. So a start succeeds after a crash even if another program
+//! has got the number, and even if another user gave a process our name.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use crate::logging::escaped;
 
-/// More than any process id takes, bytes: a longer file is none of ours.
+/// Longer than any process id, bytes: a longer file is not a pid file.
 const MAX_SIZE: u64 = 32;
 
-/// How long another start or its end may take.
+/// How long to wait for another proxy that is starting with the same file.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// O_NOFOLLOW and O_NONBLOCK of open(2): no symbolic link, and no wait for a FIFO.
@@ -91,7 +91,7 @@ fn claim(path: &Path, id: u32, running: impl Fn(u32, u32) -> bool) -> io::Result
     let _ = fs::remove_file(&temporary);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&temporary)?;
     writeln!(file, "{id}")?;
-    // Never half a number, whoever reads it when.
+    // Renamed, so that a reader never sees half a number.
     fs::rename(&temporary, path)?;
     Ok(PidFile { path: path.to_owned(), file })
 }

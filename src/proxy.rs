@@ -129,18 +129,20 @@ pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
 }
 
 fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), ProxyError> {
+    // Before the pid file: who reads it may send a signal at once.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let pidfile = pidfile(cli, &config)?;
     // Whatever needs a system call that is refused from here on is done; the log's thread gets the filter too.
     if let Err(reason) = sandbox::apply() {
         warn!("the kernel does not restrict this process: {reason}; running without its seccomp filter");
     }
-    let signals = signals()?;
+    let signals = received(signals)?;
     let mut common = Common::default();
     common.max_job_size = config.max_job_size;
     common.start_clock()?;
     let mut proxy = Proxy {
         cli,
-        config: Arc::new(with_times(config)),
+        config: Arc::new(config),
         common,
         log: log.clone(),
         pidfile,
@@ -159,14 +161,6 @@ fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), Pr
     proxy.start()?;
     proxy.wait(&signals)?;
     proxy.stop(&signals)
-}
-
-/// The stages read a job's time where its age matters.
-fn with_times(mut config: Config) -> Config {
-    for forward in &mut config.forwards {
-        forward.stages.reads_time = forward.max_age.is_some();
-    }
-    config
 }
 
 fn log_target<'c>(cli: &'c Cli, config: &'c Config) -> &'c LogTarget {
@@ -188,8 +182,7 @@ fn pidfile(cli: &Cli, config: &Config) -> Result<Option<PidFile>, PidFileError> 
 
 /// A channel of the signals that are meant for us. At the second SIGTERM or SIGINT its thread ends the process by itself, so
 /// that nothing that blocks, neither the main thread nor the log, can keep it.
-fn signals() -> io::Result<Receiver<i32>> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+fn received(mut signals: Signals) -> io::Result<Receiver<i32>> {
     let (sender, receiver) = unbounded();
     thread::Builder::new().name("signals".to_string()).spawn(move || {
         let mut first: Option<Instant> = None;
@@ -211,6 +204,9 @@ impl Proxy<'_> {
     fn start(&mut self) -> io::Result<()> {
         self.warn();
         info!("gearman-proxy {} starts with {}", env!("CARGO_PKG_VERSION"), self.count());
+        // It must not tell of a proxy without forwards.
+        let prepared = self.config.forwards.iter().map(|config| Arc::new(ForwardMetrics::new(config))).collect();
+        self.metrics.set_forwards(prepared);
         // First: it needs a connection also when descriptors run out.
         self.start_status()?;
         self.arrange_forwards(self.common.max_job_size);
@@ -262,6 +258,7 @@ impl Proxy<'_> {
     fn arrange_forwards(&mut self, former_max_job_size: usize) {
         self.start_again = None;
         let mut running: Vec<Option<Forward>> = self.forwards.drain(..).map(Some).collect();
+        let prepared = if running.is_empty() { self.metrics.forwards() } else { Vec::new() };
         let same_settings = former_max_job_size == self.common.max_job_size;
         let found = self.found.values().flatten();
         let wanted: Vec<&ForwardConfig> = self.config.forwards.iter().chain(found).collect();
@@ -286,7 +283,9 @@ impl Proxy<'_> {
             }
             let predecessor = self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
             let predecessor = predecessor.map(|position| self.leaving.swap_remove(position));
-            match Forward::start(&self.common, Arc::new(ForwardMetrics::new(config)), predecessor) {
+            let metrics = prepared.iter().find(|metrics| metrics.config == *config).cloned();
+            let metrics = metrics.unwrap_or_else(|| Arc::new(ForwardMetrics::new(config)));
+            match Forward::start(&self.common, metrics, predecessor) {
                 Ok(forward) => self.forwards.push(forward),
                 Err((error, predecessor)) => {
                     self.leaving.extend(predecessor);
@@ -352,7 +351,7 @@ impl Proxy<'_> {
         match config::load(&self.cli.config) {
             Ok(config) => {
                 self.metrics.set_configuration_wrong(false);
-                self.take_over(with_times(config))?;
+                self.take_over(config)?;
             }
             Err(errors) => {
                 self.metrics.set_configuration_wrong(true);
@@ -388,9 +387,6 @@ impl Proxy<'_> {
         for (server, forwards) in &mut self.found {
             let queues: Vec<String> = forwards.iter().map(|forward| forward.source.queue.clone()).collect();
             *forwards = self.config.found_forwards(server, queues.iter().map(String::as_str)).forwards;
-            for forward in forwards {
-                forward.stages.reads_time = forward.max_age.is_some();
-            }
         }
         self.arrange_forwards(former_max_job_size);
         self.start_finder();
@@ -448,7 +444,7 @@ mod tests {
     fn a_second_signal_ends_the_process_whatever_blocks() {
         const CHILD: &str = "GEARMAN_PROXY_TEST_SIGNALS";
         if std::env::var_os(CHILD).is_some() {
-            let _received = signals().unwrap();
+            let _received = received(Signals::new([SIGTERM, SIGINT, SIGHUP]).unwrap()).unwrap();
             eprintln!("waiting");
             loop {
                 thread::park();

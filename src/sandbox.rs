@@ -1,8 +1,8 @@
-//! The kernel refuses what the daemon never does: starting programs, listening, and whatever else would help whoever had
-//! taken it over.
+//! The kernel refuses what the daemon never does, e.g. starting programs and listening, so that an attacker who took it over
+//! can't do it either.
 //!
-//! A seccomp filter answers EPERM to the system calls below and lets all others pass, so that nothing that reload, DNS, the
-//! log or systemd needs can be missed, with any libc. SECURITY.md has the same list.
+//! A seccomp filter answers EPERM to the system calls below. All others pass: a list of allowed calls would depend on the libc
+//! and on what DNS, log and systemd need. SECURITY.md has the same list.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;

@@ -21,9 +21,9 @@ use std::fmt;
 use std::mem;
 
 pub use bounds::{CPU_LIMIT, Failure, Limits};
-pub use explain::{Explanation, StageOutcome, SubstitutionOutcome};
+pub use explain::{Explanation, Step};
 
-use bounds::{Bounds, reserve};
+use bounds::Bounds;
 use cipher::Cipher;
 use substitution::{Groups, Substitution};
 
@@ -126,7 +126,7 @@ impl std::error::Error for Undeliverable {}
 /// What is told of each step while it runs.
 trait Watch {
     fn begin(&mut self, _stage: &'static str, _substitution: Option<&Substitution>) {}
-    /// Its guard kept the substitution from being applied.
+    /// A guard keeps the substitution from being applied.
     fn kept_off(&mut self) {}
     fn matched(&mut self, _text: &[u8]) {}
     fn end(&mut self, _outcome: &[u8]) {}
@@ -167,138 +167,100 @@ impl Stages {
     ) -> Result<Staged<'a>, Failure> {
         scratch.trim();
         let Scratch { text, other, unique, groups } = scratch;
-        let mut bounds = Bounds::new(limits);
-        bounds.max_text = self.max_text(limits.max_size);
         let changes = !self.data_callbacks.is_empty();
+        let encodes = changes || self.encrypt.is_some();
+        let max_text = if encodes { limits.max_size / 4 * 3 } else { limits.max_size };
+        let mut work = Work { bounds: Bounds::new(limits, max_text), other, groups, watch };
         if self.decrypt.is_some() || changes || !self.uniq_callbacks.is_empty() {
-            self.read(data, text, other, watch)?;
-        } else if self.reads_time && base64::decode(data, text, other).is_err() {
+            self.read(data, text, &mut work)?;
+        } else if self.reads_time && base64::decode(data, text, work.other).is_err() {
             text.clear();
         }
         let time = if self.reads_time { job_time(text) } else { None };
 
-        let (unique, warning) = match self.unique(text, unique, other, groups, &mut bounds, watch)? {
-            false => (None, Some("uniq_callback made an id of more than 63 bytes")),
-            true if unique.len() > MAX_UNIQUE => (None, Some("uniq_callback made an id of more than 63 bytes")),
-            true if unique.contains(&0) => (None, Some("uniq_callback made an id with a NUL")),
-            true => ((!unique.is_empty()).then_some(unique.as_slice()), None),
-        };
-
-        for substitution in &self.data_callbacks {
-            watch.begin("data_callback", Some(substitution));
-            if changed(substitution, text, other, groups, &mut bounds, watch)? {
-                mem::swap(text, other);
+        unique.clear();
+        if !self.uniq_callbacks.is_empty() {
+            work.bounds.append(unique, text)?;
+            if !work.substitute("uniq_callback", &self.uniq_callbacks, unique)? {
+                unique.clear();
             }
-            watch.end(text);
         }
-        bounds.check_stop()?;
+        let (unique, warning) = match unique.as_slice() {
+            id if id.len() > MAX_UNIQUE => (None, Some("uniq_callback made an id of more than 63 bytes")),
+            id if id.contains(&0) => (None, Some("uniq_callback made an id with a NUL")),
+            id => ((!id.is_empty()).then_some(id), None),
+        };
+        work.substitute("data_callback", &self.data_callbacks, text)?;
+        work.bounds.check_stop()?;
 
-        if let Some(cipher) = &self.encrypt {
-            watch.begin("encrypt", None);
-            if self.decrypt.is_none() && !changes {
-                text.clear();
-                bounds.append(text, data)?;
-            }
-            if text.len() > bounds.max_text {
-                return Err(Undeliverable::OutcomeTooLarge.into());
-            }
-            reserve(text, cipher::encrypted_size(text.len()))?;
-            cipher.encrypt(text);
-            watch.end(text);
-        } else if !changes {
+        if !encodes {
             let data = if self.decrypt.is_some() { text.as_slice() } else { data };
             return Ok(Staged { data, unique, warning, time });
         }
-        watch.begin("base64-encode", None);
-        if base64::encoded_size(text.len()) > limits.max_size {
-            return Err(Undeliverable::OutcomeTooLarge.into());
+        if !changes && self.decrypt.is_none() {
+            text.clear();
+            work.bounds.append(text, data)?;
         }
-        base64::encode(text, other)?;
-        watch.end(other);
-        Ok(Staged { data: other, unique, warning, time })
-    }
-
-    /// How large a text may be, bytes, so that what is sent of it is no larger than `max_size`.
-    fn max_text(&self, max_size: usize) -> usize {
-        let of_base64 = max_size / 4 * 3;
-        match &self.encrypt {
-            Some(_) => (of_base64 / cipher::BLOCK_SIZE * cipher::BLOCK_SIZE).saturating_sub(1),
-            None if self.data_callbacks.is_empty() => max_size,
-            None => of_base64,
+        if let Some(cipher) = &self.encrypt {
+            work.watch.begin("encrypt", None);
+            cipher.encrypt(text)?;
+            work.watch.end(text);
         }
+        work.bounds.check_size(text.len())?;
+        work.watch.begin("base64-encode", None);
+        base64::encode(text, work.other)?;
+        work.watch.end(work.other);
+        Ok(Staged { data: work.other, unique, warning, time })
     }
 
     /// Makes the readable text of a job's data.
-    fn read(
-        &self,
-        data: &[u8],
-        text: &mut Vec<u8>,
-        other: &mut Vec<u8>,
-        watch: &mut impl Watch,
-    ) -> Result<(), Undeliverable> {
-        watch.begin("base64-decode", None);
-        base64::decode(data, text, other)?;
-        watch.end(text);
+    fn read(&self, data: &[u8], text: &mut Vec<u8>, work: &mut Work<'_, '_, impl Watch>) -> Result<(), Undeliverable> {
+        work.watch.begin("base64-decode", None);
+        base64::decode(data, text, work.other)?;
+        work.watch.end(text);
         if let Some(cipher) = &self.decrypt {
-            watch.begin("decrypt", None);
-            cipher.decrypt(text).map_err(|cipher::BrokenBlock| Undeliverable::BrokenBlock)?;
+            work.watch.begin("decrypt", None);
+            cipher.decrypt(text)?;
             if !is_plausible(text) {
                 return Err(Undeliverable::WrongPassword);
             }
-            watch.end(text);
+            work.watch.end(text);
         }
         Ok(())
     }
-
-    /// Applies `uniq_callback` to a copy of the text, which comes to stand in `unique`; that is empty when nothing
-    /// matched. False when it grew too large for a job, let alone for an id.
-    fn unique(
-        &self,
-        text: &[u8],
-        unique: &mut Vec<u8>,
-        other: &mut Vec<u8>,
-        groups: &mut Groups,
-        bounds: &mut Bounds<'_>,
-        watch: &mut impl Watch,
-    ) -> Result<bool, Failure> {
-        unique.clear();
-        let mut is_changed = false;
-        for substitution in &self.uniq_callbacks {
-            watch.begin("uniq_callback", Some(substitution));
-            let current = if is_changed { unique.as_slice() } else { text };
-            match changed(substitution, current, other, groups, bounds, watch) {
-                Ok(true) => {
-                    mem::swap(unique, other);
-                    is_changed = true;
-                }
-                Ok(false) => {}
-                Err(Failure::Undeliverable(Undeliverable::OutcomeTooLarge)) => {
-                    watch.end(other);
-                    return Ok(false);
-                }
-                Err(failure) => return Err(failure),
-            }
-            watch.end(if is_changed { unique } else { text });
-        }
-        Ok(true)
-    }
 }
 
-/// Applies one substitution where its guard allows it; true if `other` is what became of the text.
-fn changed(
-    substitution: &Substitution,
-    text: &[u8],
-    other: &mut Vec<u8>,
-    groups: &mut Groups,
-    bounds: &mut Bounds<'_>,
-    watch: &mut impl Watch,
-) -> Result<bool, Failure> {
-    bounds.check_stop()?;
-    if !substitution.applies_to(text) {
-        watch.kept_off();
-        return Ok(false);
+/// What the steps of one job share.
+struct Work<'w, 's, W> {
+    bounds: Bounds<'w>,
+    other: &'s mut Vec<u8>,
+    groups: &'w mut Groups,
+    watch: &'w mut W,
+}
+
+impl<W: Watch> Work<'_, '_, W> {
+    /// Applies substitutions to a text, in order, where their guards allow it. Whether anything matched.
+    fn substitute(
+        &mut self,
+        stage: &'static str,
+        substitutions: &[Substitution],
+        text: &mut Vec<u8>,
+    ) -> Result<bool, Failure> {
+        let mut is_changed = false;
+        for substitution in substitutions {
+            self.bounds.check_stop()?;
+            self.watch.begin(stage, Some(substitution));
+            let matched = |matched: &[u8]| self.watch.matched(matched);
+            if !substitution.applies_to(text) {
+                self.watch.kept_off();
+            } else if substitution.apply(text, self.other, self.groups, &mut self.bounds, matched)? > 0 {
+                mem::swap(text, self.other);
+                is_changed = true;
+            }
+            self.watch.end(text);
+        }
+        Ok(is_changed)
     }
-    Ok(substitution.apply(text, other, groups, bounds, |matched| watch.matched(matched))? > 0)
 }
 
 /// When a Mod-Gearman check was scheduled or a result came, milliseconds since 1970: `core_time=` of a check,

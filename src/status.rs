@@ -97,7 +97,7 @@ impl Verdict {
         if let Some((forward, last)) = rejects.max_by_key(|(_, reject)| reject.at)
             && last.at.elapsed() < REJECTS_WARN
         {
-            let rejected: u64 = forwards.iter().map(|forward| forward.rejected.get()).sum();
+            let rejected: u64 = forwards.iter().map(|forward| forward.counts.rejected.get()).sum();
             let (queue, reason) = (label(&forward.config.source.queue), printable(&last.reason));
             let _ = write!(text, " {rejected} jobs rejected, last in {queue} ({reason}).");
         }
@@ -139,7 +139,7 @@ fn plural(count: usize, what: &str) -> String {
 /// Jobs that wait although a forward should take them.
 fn backlog_of(forward: &ForwardMetrics) -> u64 {
     match forward.state() {
-        State::Failed => forward.waiting().unwrap_or(0).saturating_add(forward.held() as u64),
+        State::Failed => forward.counts.waiting.get().unwrap_or(0).saturating_add(forward.held() as u64),
         _ => 0,
     }
 }
@@ -176,15 +176,15 @@ fn performance(forwards: &[impl AsRef<ForwardMetrics>]) -> BTreeMap<String, (u64
     for forward in forwards() {
         let source = &forward.config.source;
         let queue = &source.queue;
-        let jobs = forward.jobs.get();
-        count("bytes_in", forward.bytes_in.get());
-        count("bytes_out", forward.bytes_out.get());
-        count("total_errors", forward.errors.get());
+        let jobs = forward.counts.jobs.get();
+        count("bytes_in", forward.counts.bytes_in.get());
+        count("bytes_out", forward.counts.bytes_out.get());
+        count("total_errors", forward.counts.errors.get());
         count("total_jobs", jobs);
-        count(&format!("{queue}::bytes_out"), forward.bytes_out.get());
+        count(&format!("{queue}::bytes_out"), forward.counts.bytes_out.get());
         count(&format!("{queue}::jobs"), jobs);
-        count(&format!("{queue}::rejected"), forward.rejected.get());
-        count(&format!("{queue}::expired"), forward.expired.get());
+        count(&format!("{queue}::rejected"), forward.counts.rejected.get());
+        count(&format!("{queue}::expired"), forward.counts.expired.get());
         if servers_of.get(queue.as_str()).is_some_and(|servers| servers.len() > 1) {
             count(&format!("{source}::jobs"), jobs);
         }
@@ -239,4 +239,275 @@ fn utc(time: SystemTime) -> String {
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::metrics::Reject;
+    use crate::metrics::tests::forward;
+
+    fn at_work(source: &str, destination: &str) -> Arc<ForwardMetrics> {
+        let forward = forward(source, destination);
+        forward.set_connected(true);
+        forward
+    }
+
+    fn all(forwards: &[Arc<ForwardMetrics>]) -> Metrics {
+        let metrics = Metrics::default();
+        metrics.set_forwards(forwards.to_vec());
+        metrics
+    }
+
+    /// Both ways between two networks.
+    fn two() -> [Arc<ForwardMetrics>; 2] {
+        [
+            at_work("127.0.0.1:4730/hostgroup_network_b", "192.168.1.33:4730/hostgroup_network_b"),
+            at_work("192.168.1.33:4730/check_results", "127.0.0.1:4730/check_results"),
+        ]
+    }
+
+    fn trouble(forward: &ForwardMetrics, server: &str, reason: &str, since: Instant) {
+        let (host, port) = server.rsplit_once(':').unwrap();
+        let server = Server { host: host.to_owned(), port: port.parse().unwrap() };
+        forward.troubles.lock().insert(server, Trouble { reason: reason.to_owned(), since });
+    }
+
+    fn ask(forwards: &[Arc<ForwardMetrics>], payload: &str) -> String {
+        check(&all(forwards), payload)
+    }
+
+    /// What stands before the performance data.
+    fn text(forwards: &[Arc<ForwardMetrics>]) -> String {
+        ask(forwards, "check").split_once('|').unwrap().0.to_owned()
+    }
+
+    #[test]
+    fn two_idle_forwards_are_answered_as_the_perl_proxy_does() {
+        assert_eq!(
+            ask(&two(), "check"),
+            "0:OK - proxy version v1.0.0 running.| 'backlog'=0;;; 'bytes_in'=0c;;; 'bytes_out'=0c;;; 'queues'=2;;; \
+             'server'=2;;; 'total_errors'=0c;;; 'total_jobs'=0c;;; 'check_results::bytes_out'=0c;;; \
+             'check_results::expired'=0c;;; 'check_results::jobs'=0c;;; 'check_results::rejected'=0c;;; \
+             'hostgroup_network_b::bytes_out'=0c;;; 'hostgroup_network_b::expired'=0c;;; \
+             'hostgroup_network_b::jobs'=0c;;; 'hostgroup_network_b::rejected'=0c;;;"
+        );
+    }
+
+    #[test]
+    fn what_was_counted_stands_under_its_queue_and_in_the_totals() {
+        let forwards = two();
+        forwards[0].delivered(3, 1000, 1200);
+        forwards[0].rejected("bad base64");
+        forwards[0].failed();
+        forwards[1].delivered(4, 10, 20);
+        forwards[1].expired(6);
+        let answer = ask(&forwards, "check");
+        for value in [
+            "'bytes_in'=1010c;;;",
+            "'bytes_out'=1220c;;;",
+            "'total_errors'=2c;;;",
+            "'total_jobs'=7c;;;",
+            "'hostgroup_network_b::bytes_out'=1200c;;;",
+            "'hostgroup_network_b::jobs'=3c;;;",
+            "'hostgroup_network_b::rejected'=1c;;;",
+            "'check_results::jobs'=4c;;;",
+            "'check_results::expired'=6c;;;",
+        ] {
+            assert!(answer.contains(&format!(" {value}")), "{value} in {answer}");
+        }
+    }
+
+    #[test]
+    fn names_are_in_byte_order_with_those_of_queues_last() {
+        let forwards = ["zz", "aa", "Zz", "_"].map(|queue| at_work(&format!("a:1/{queue}"), &format!("b:1/{queue}")));
+        let answer = ask(&forwards, "check");
+        let names: Vec<&str> = answer.split('\'').skip(1).step_by(2).collect();
+        let (of_all, of_queues) = names.split_at(7);
+        assert!(of_all.iter().all(|name| !name.contains("::")) && of_queues.iter().all(|name| name.contains("::")));
+        assert!(of_all.is_sorted() && of_queues.is_sorted(), "{answer}");
+        assert_eq!(of_queues[0], "Zz::bytes_out");
+    }
+
+    #[test]
+    fn server_counts_the_sources_and_queues_the_forwards() {
+        let answer = ask(&[at_work("a:1/x", "b:1/x"), at_work("a:1/y", "c:1/y"), at_work("a:2/z", "b:1/z")], "check");
+        assert!(answer.contains(" 'queues'=3;;; 'server'=2;;; "), "{answer}");
+    }
+
+    #[test]
+    fn one_queue_name_on_two_servers_adds_up_and_counts_alone_too() {
+        let forwards = [at_work("a:1/q", "c:1/q"), at_work("::1:2/q", "c:1/r"), at_work("a:1/other", "c:1/other")];
+        forwards[0].delivered(3, 0, 30);
+        forwards[1].delivered(4, 0, 40);
+        let answer = ask(&forwards, "check");
+        for value in ["'q::jobs'=7c;;;", "'q::bytes_out'=70c;;;", "'a:1/q::jobs'=3c;;;", "'[::1]:2/q::jobs'=4c;;;"] {
+            assert!(answer.contains(value), "{value} in {answer}");
+        }
+        assert!(!answer.contains("a:1/other"), "{answer}");
+    }
+
+    #[test]
+    fn a_filter_keeps_the_matching_names() {
+        assert_eq!(
+            ask(&two(), "check perfdatafilter=^check_results::jobs|^total_jobs$"),
+            "0:OK - proxy version v1.0.0 running.| 'total_jobs'=0c;;; 'check_results::jobs'=0c;;;"
+        );
+        assert_eq!(ask(&two(), "check perfdatafilter=nothing more"), "0:OK - proxy version v1.0.0 running.|");
+        assert_eq!(ask(&two(), "check perfdatafilter="), ask(&two(), "check"));
+    }
+
+    #[test]
+    fn a_bad_filter_is_unknown_on_one_line() {
+        assert_eq!(
+            ask(&two(), "check perfdatafilter=(a"),
+            "3:UNKNOWN - perfdatafilter is not a regular expression: unclosed group"
+        );
+        assert_eq!(ask(&two(), "check perfdatafilter=(\\w{999}){99}"), "3:UNKNOWN - perfdatafilter is too large");
+        for filter in ["[z-a]", "(?<n", "*", "a{2,1}", "\\p{nope}", "(?=x)"] {
+            let answer = ask(&two(), &format!("check perfdatafilter={filter}"));
+            assert!(
+                answer.starts_with("3:UNKNOWN - perfdatafilter is not a regular expression: "),
+                "{filter}: {answer}"
+            );
+            assert!(!answer.contains(['\n', '|', '\'']), "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_filter_of_64_kib_is_refused_and_one_of_1_kib_is_not() {
+        let filter = |length: usize| format!("check perfdatafilter={}", "a|".repeat(length / 2));
+        assert_eq!(ask(&two(), &filter(64 << 10)), "3:UNKNOWN - perfdatafilter is longer than 1024 bytes");
+        assert!(ask(&two(), &filter(1 << 10)).starts_with("0:OK"));
+    }
+
+    #[test]
+    fn failed_servers_are_sorted_and_named_once_with_the_first_reason() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let forwards = [at_work("b:1/x", "a:20/x"), at_work("b:1/y", "a:3/y"), at_work("z:1/z", "z:2/z")];
+        trouble(&forwards[0], "b:1", "second", later);
+        trouble(&forwards[0], "a:20", "full", now);
+        trouble(&forwards[1], "b:1", "first", now);
+        trouble(&forwards[1], "a:3", "down", now);
+        assert_eq!(
+            text(&forwards),
+            "1:WARNING - proxy version v1.0.0 running. 3 servers failed: a:20 (full), a:3 (down), b:1 (first)."
+        );
+    }
+
+    #[test]
+    fn everything_that_applies_is_told_in_order() {
+        let forwards = two();
+        trouble(&forwards[0], "192.168.1.33:4730", "connection refused", Instant::now());
+        forwards[0].counts.waiting.set(Some(90));
+        forwards[0].set_held(10);
+        forwards[1].set_held(7);
+        forwards[1].counts.waiting.set(Some(7));
+        forwards[1].rejected("bad base64");
+        assert_eq!(
+            text(&forwards),
+            "1:WARNING - proxy version v1.0.0 running. 1 server failed: 192.168.1.33:4730 (connection refused). \
+             backlog contains 100 jobs. 1 jobs rejected, last in check_results (bad base64)."
+        );
+        assert!(ask(&forwards, "check").contains("| 'backlog'=100;;; "));
+
+        trouble(&forwards[1], "192.168.1.33:4730", "connection refused", Instant::now());
+        let metrics = all(&forwards);
+        metrics.set_configuration_wrong(true);
+        let answer = check(&metrics, "check");
+        let expected = "2:CRITICAL - proxy version v1.0.0 running. 1 server failed: 192.168.1.33:4730 (connection \
+                        refused). backlog contains 114 jobs. 1 jobs rejected, last in check_results (bad base64). \
+                        configuration wrong since 2";
+        assert!(answer.starts_with(expected), "{answer}");
+    }
+
+    #[test]
+    fn a_forward_that_never_connected_does_not_count_as_working() {
+        let forwards = [forward("a:1/x", "b:1/x"), forward("a:1/y", "b:1/y")];
+        assert_eq!(text(&forwards), "0:OK - proxy version v1.0.0 running. 2 forwards connecting.");
+        assert_eq!(summary(&all(&forwards)), "0 of 2 forwards working. 2 forwards connecting.");
+        forwards[0].set_connected(true);
+        assert_eq!(summary(&all(&forwards)), "1 of 2 forwards working. 1 forward connecting.");
+        trouble(&forwards[0], "b:1", "down", Instant::now());
+        trouble(&forwards[1], "b:1", "down", Instant::now());
+        assert!(text(&forwards).starts_with("2:CRITICAL"));
+    }
+
+    #[test]
+    fn what_a_working_forward_holds_is_no_backlog() {
+        let forwards = two();
+        forwards[0].set_held(4096);
+        forwards[0].counts.waiting.set(Some(5));
+        assert!(ask(&forwards, "check").starts_with("0:OK - proxy version v1.0.0 running.| 'backlog'=0;;; "));
+    }
+
+    #[test]
+    fn jobs_that_go_back_are_in_the_backlog_at_once() {
+        let forwards = two();
+        forwards[0].set_held(12);
+        trouble(&forwards[0], "a:1", "down", Instant::now());
+        assert!(text(&forwards).ends_with(" backlog contains 12 jobs."));
+        forwards[0].given_back(12);
+        forwards[0].set_held(0);
+        assert!(text(&forwards).ends_with(" backlog contains 12 jobs."));
+        forwards[0].counts.waiting.set(Some(13));
+        assert!(text(&forwards).ends_with(" backlog contains 13 jobs."));
+    }
+
+    #[test]
+    fn rejected_jobs_are_a_warning_for_15_minutes() {
+        let forwards = two();
+        let ago = |seconds| {
+            let at = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+            *forwards[0].last_reject.lock() = Some(Reject { reason: String::from("why"), at });
+        };
+        ago(15 * 60 - 5);
+        assert_eq!(
+            text(&forwards),
+            "1:WARNING - proxy version v1.0.0 running. 0 jobs rejected, last in hostgroup_network_b (why)."
+        );
+        ago(15 * 60);
+        assert_eq!(text(&forwards), "0:OK - proxy version v1.0.0 running.");
+    }
+
+    #[test]
+    fn without_forwards_there_is_nothing_critical() {
+        assert!(ask(&[], "check").starts_with("0:OK - proxy version v1.0.0 running.| 'backlog'=0;;; "));
+    }
+
+    #[test]
+    fn reasons_cannot_break_the_answer() {
+        let forwards = two();
+        trouble(&forwards[0], "a:1", "it's |(not)| [so];\n{bad}<\u{fc}>", Instant::now());
+        assert_eq!(
+            text(&forwards),
+            "1:WARNING - proxy version v1.0.0 running. 1 server failed: a:1 (it_s __not__ _so__ _bad__?_)."
+        );
+        trouble(&forwards[0], "a:1", &"\u{fc}".repeat(100), Instant::now());
+        assert!(text(&forwards).ends_with(&format!(" a:1 ({}).", "?".repeat(80))));
+    }
+
+    #[test]
+    fn queue_names_cannot_break_the_performance_data() {
+        let forwards = [at_work("a:1/it's|=1;;;\u{1}\u{202e}", "b:1/x"), at_work("a:1/k\u{fc}he%", "b:1/y")];
+        forwards[0].rejected("x");
+        let answer = ask(&forwards, "check");
+        assert_eq!(answer.matches('|').count(), 1);
+        assert!(answer.contains(" 'it%27s%7C%3D1%3B%3B%3B%01%E2%80%AE::jobs'=0c;;; "), "{answer}");
+        assert!(answer.contains(" last in it%27s%7C%3D1%3B%3B%3B%01%E2%80%AE (x)."), "{answer}");
+        assert!(answer.contains(" 'k\u{fc}he%::jobs'=0c;;; "), "{answer}");
+    }
+
+    #[test]
+    fn times_are_told_in_utc() {
+        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01 00:00:00Z");
+        assert_eq!(at(951_827_696), "2000-02-29 12:34:56Z");
+        assert_eq!(at(1_735_689_599), "2024-12-31 23:59:59Z");
+        assert_eq!(at(4_107_542_400), "2100-03-01 00:00:00Z");
+    }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::{Address, Config, ForwardConfig};
-use crate::stages::{Explanation, Limits, StageOutcome, SubstitutionOutcome};
+use crate::stages::{Explanation, Limits, Step};
 
 /// Of each step's data this much is shown, bytes.
 const MAX_SHOWN: usize = 4096;
@@ -43,15 +43,15 @@ pub fn run(
 fn known(config: &Config, out: &mut impl Write) -> io::Result<u8> {
     writeln!(out, "the forwards of this configuration:")?;
     for forward in config.forwards.iter().chain(config.patterns.iter().map(|pattern| &pattern.template)) {
-        writeln!(out, "    {}", forward.source)?;
+        writeln!(out, "    {}", harmless(&forward.source))?;
     }
     Ok(2)
 }
 
 fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl Write) -> io::Result<u8> {
     let ForwardConfig { place, source, destinations, .. } = forward;
-    let destinations: Vec<String> = destinations.iter().map(Address::to_string).collect();
-    writeln!(out, "forward: {source} -> {} ({place})", destinations.join(", "))?;
+    let destinations: Vec<String> = destinations.iter().map(harmless).collect();
+    writeln!(out, "forward: {} -> {} ({})", harmless(source), destinations.join(", "), harmless(place))?;
     writeln!(out, "job: {}", bytes(data.len()))?;
     show(data, out)?;
     if data.len() > config.max_job_size {
@@ -72,11 +72,11 @@ fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl
             Ok(0)
         }
         Err(error) => {
-            let fate = match &forward.reject_queue {
-                Some(queue) => format!("the job would go to {queue} as it came"),
-                None => String::from("the job would be failed: there is no reject_queue"),
-            };
-            writeln!(out, "undeliverable: {error}; {fate}")?;
+            write!(out, "undeliverable: {error}; ")?;
+            match &forward.reject_queue {
+                Some(queue) => writeln!(out, "the job would go to {} as it came", harmless(queue))?,
+                None => writeln!(out, "the job would be failed: there is no reject_queue")?,
+            }
             Ok(1)
         }
     }
@@ -93,23 +93,21 @@ fn tell_rest(forward: &ForwardConfig, explanation: &Explanation, out: &mut impl 
     match explanation.time {
         Some(time) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-            let (seconds, age) = (time / 1000, now.saturating_sub(time / 1000));
-            writeln!(out, "time of the job: {seconds}.{:03}, {age} s ago", time % 1000)
+            writeln!(out, "time of the job: {}, {} s ago", time / 1000, now.saturating_sub(time / 1000))
         }
         None if forward.stages.reads_time => writeln!(out, "time of the job: none found, so it never expires"),
         None => Ok(()),
     }
 }
 
-fn tell(number: usize, step: &StageOutcome, out: &mut impl Write) -> io::Result<()> {
-    match &step.substitution {
-        None => write!(out, "{number}. {}: ", step.stage)?,
-        Some(SubstitutionOutcome { text, kept_off, matches, matched }) => {
-            // As it stands in the configuration, but for what a terminal would obey or show in another order.
-            let text = text.replace(|character: char| character.is_control() || !shows_itself(character), "?");
-            writeln!(out, "{number}. {} {text}", step.stage)?;
+fn tell(number: usize, step: &Step, out: &mut impl Write) -> io::Result<()> {
+    let Step { stage, substitution, kept_off, matches, matched, outcome } = step;
+    match substitution {
+        None => write!(out, "{number}. {stage}: ")?,
+        Some(substitution) => {
+            writeln!(out, "{number}. {stage} {}", harmless(substitution))?;
             match matches {
-                0 if *kept_off => writeln!(out, "    not applied: the guard does not allow it")?,
+                0 if *kept_off => writeln!(out, "    not applied: its guard keeps it off")?,
                 0 => writeln!(out, "    matched nothing")?,
                 1 => writeln!(out, "    matched once:")?,
                 _ => writeln!(out, "    matched {matches} times:")?,
@@ -125,12 +123,12 @@ fn tell(number: usize, step: &StageOutcome, out: &mut impl Write) -> io::Result<
             write!(out, "    outcome: ")?;
         }
     }
-    match &step.outcome {
-        Ok(data) => {
+    match outcome {
+        Some(data) => {
             writeln!(out, "{}", bytes(data.len()))?;
             show(data, out)
         }
-        Err(error) => writeln!(out, "{error}"),
+        None => writeln!(out, "none"),
     }
 }
 
@@ -150,9 +148,11 @@ fn bytes(count: usize) -> String {
     if count == 1 { String::from("1 byte") } else { format!("{count} bytes") }
 }
 
-/// Whether a character is neither invisible nor changes the direction of others.
-fn shows_itself(character: char) -> bool {
-    !matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+/// As it stands in the configuration, but for what a terminal would obey or show in another order.
+fn harmless(text: &impl ToString) -> String {
+    let is_plain =
+        |character: char| !character.is_control() && !matches!(character, '\u{200b}'..='\u{206f}' | '\u{61c}');
+    text.to_string().replace(|character| !is_plain(character), "?")
 }
 
 /// As in a substitution: `\n`, `\t`, `\r`, `\\`, else `\xNN` for what is not printable ASCII.
@@ -257,12 +257,12 @@ mod tests {
         let mut config = config(stages("another", &[], &[]));
         let (status, text) = tried(&config, "127.0.0.1:4730/special", ENCRYPTED);
         assert_eq!(status, 1);
-        assert!(text.contains("2. decrypt: decrypted data is not text, probably another password\n"), "{text}");
+        assert!(text.contains("2. decrypt: none\nundeliverable: decrypted data is not text"), "{text}");
         assert!(text.ends_with("the job would be failed: there is no reject_queue\n"), "{text}");
         config.forwards[0].reject_queue = Some(Address::parse("127.0.0.1/rejected").unwrap());
         let (status, text) = tried(&config, "127.0.0.1:4730/special", b"no base64!");
         assert_eq!(status, 1);
-        assert!(text.contains("1. base64-decode: data is not base64\n"), "{text}");
+        assert!(text.contains("1. base64-decode: none\nundeliverable: data is not base64;"), "{text}");
         assert!(text.ends_with("the job would go to 127.0.0.1:4730/rejected as it came\n"), "{text}");
     }
 
@@ -272,6 +272,24 @@ mod tests {
         assert_eq!(status, 0);
         assert!(text.contains("    | it's \\x1b[2J\\xfc\\tb\\\\\n"), "{text}");
         assert!(text.ends_with("would be sent: 13 bytes, as it came\n"), "{text}");
+    }
+
+    #[test]
+    fn guards_and_the_time_of_the_job_are_shown() {
+        let mut stages = stages("should_be_changed", &["s/web1/web2/ if /^type=active\u{202e}/m"], &[]);
+        stages.reads_time = true;
+        let (status, text) = tried(&config(stages), "127.0.0.1/special", ENCRYPTED);
+        assert_eq!(status, 0, "{text}");
+        let told = "data_callback s/web1/web2/ if /^type=active?/m\n    not applied: its guard keeps it off\n";
+        assert!(text.contains(told), "{text}");
+        assert!(text.ends_with("time of the job: none found, so it never expires\n"), "{text}");
+
+        let mut config = config(Stages { reads_time: true, ..Stages::default() });
+        let (_, text) = tried(&config, "127.0.0.1/special", b"Y29yZV90aW1lPTEwLjUK");
+        assert!(text.contains("time of the job: 10, "), "{text}");
+        config.forwards[0].source.queue = "a\x1b[2J".to_owned();
+        let (_, text) = tried(&config, "127.0.0.1/special", b"");
+        assert!(text.ends_with(":4730/a?[2J\n"), "{text}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
-use gearman_proxy::forward::{Forward, Settings, Timing};
+use gearman_proxy::forward::{Common, Forward, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
 use gearman_proxy::stages::Stages;
 use support::peer::{ECHO_REQ, ECHO_RES, ERROR, JOB_CREATED, OPTION_REQ, OPTION_RES, WORK_COMPLETE};
@@ -25,17 +25,21 @@ fn start(source: SocketAddr, destination: SocketAddr, asynchronous: bool, timing
     let config = ForwardConfig {
         place: Place { file: Arc::new("test".into()), line: 1 },
         source: address(source, "work"),
-        destination: address(destination, "work"),
+        destinations: vec![address(destination, "work")],
         stages: Stages::default(),
         asynchronous,
         workers: 1,
         prefetch: if asynchronous { 4096 } else { 1 },
+        prefetch_is_explicit: false,
         priority: Priority::Normal,
         timeout: None,
+        max_age: None,
         reject_queue: None,
     };
-    let settings = Settings { timing, ..Settings::default() };
-    Forward::start(settings, Arc::new(ForwardMetrics::new(&config)), None).unwrap()
+    let mut common = Common::default();
+    common.timing = timing;
+    common.start_clock().unwrap();
+    Forward::start(&common, Arc::new(ForwardMetrics::new(&config)), None).map_err(|(error, _)| error).unwrap()
 }
 
 fn stop(forward: Forward) {
@@ -141,7 +145,7 @@ fn it_stops_in_time_though_there_is_no_room_for_the_jobs_on_their_way() {
 fn a_taken_synchronous_job_ends_the_trouble_before_it() {
     let (source, destination) = (Gearmand::start(), Destination::listen());
     let timing = Timing { release: Duration::from_secs(2), job_probe: Duration::from_millis(100), ..Timing::default() };
-    let forward = start(source.address(), destination.address(), false, timing);
+    let forward = start(source.address(), destination.address(), false, timing.clone());
     let mut first = destination.accept_with_exceptions();
     source.wait_for_workers("work", 1);
     let before = source.connections();

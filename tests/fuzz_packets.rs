@@ -44,7 +44,7 @@ type Whole = (u32, Vec<u8>);
 fn parsed(mut bytes: &[u8]) -> (Vec<Whole>, Option<ProtocolError>) {
     let mut packets = Vec::new();
     loop {
-        match parse(bytes, LIMIT) {
+        match parse(bytes, |_| LIMIT) {
             Ok(Parsed::Whole { kind, end }) => {
                 packets.push((kind, bytes[HEADER_SIZE..end].to_vec()));
                 bytes = &bytes[end..];
@@ -70,7 +70,7 @@ fn read(bytes: &[u8], random: &mut Random) -> (Vec<Whole>, Option<ProtocolError>
     let mut left = bytes;
     loop {
         loop {
-            match incoming.next(LIMIT) {
+            match incoming.next(|_| LIMIT) {
                 Ok(Some(Packet { kind, body })) => packets.push((kind, body.to_vec())),
                 Ok(None) => break,
                 Err(error) => return (packets, Some(error)),

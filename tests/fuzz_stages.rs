@@ -1,6 +1,6 @@
 //! Random input to everything in the stages that reads what comes from outside.
 //!
-//! `GEARMAN_PROXY_FUZZ_SECONDS` is how long each target runs, half a second if not set. A failure names its seed;
+//! `GEARMAN_PROXY_FUZZ_SECONDS` is how long each target runs, 10 if not set. A failure names its seed;
 //! `GEARMAN_PROXY_FUZZ_SEED` begins with that one.
 
 #![allow(clippy::unwrap_used)]
@@ -10,9 +10,10 @@ mod fuzz;
 mod random;
 
 use fuzz::fuzz;
-use gearman_proxy::stages::cipher::{BLOCK_SIZE, BrokenBlock, Cipher};
+use gearman_proxy::stages::bounds::Bounds;
+use gearman_proxy::stages::cipher::{BLOCK_SIZE, Cipher};
 use gearman_proxy::stages::substitution::{Groups, Substitution};
-use gearman_proxy::stages::{Scratch, Stages, base64};
+use gearman_proxy::stages::{Limits, Scratch, Stages, Undeliverable, base64};
 use random::Random;
 
 /// Bytes of one of several kinds, mostly short.
@@ -36,13 +37,13 @@ const SUBSTITUTIONS: &[&str] = &[
     r"s/^result_queue=.*$/result_queue=results_servicegroup_special/gmx",
     r"s{(?<name>a{2,3}?)|[^[:alpha:]\]-\x{80}\d]+}{${name}$1$&\n\t}gi",
     r"s/\A\b(?:a|b*)*\B\z/$&/",
-    r"s(\Qa.b\E+)<x>m",
+    r"s(a\.b+)<x>m if m{^(type|host)_?}i",
     r"s!(?i)a(?^s:.)b(?-x) # c!\!$&!xsmig",
-    r"s!^\s*|,\s*?(x)??!$1;!mg",
-    r"s/\x4a\o{101}\012\cA\e\h\V\N[\b\101\w-.&&~~\-]/é/",
-    r"s<(.)(.)(.)(.)(.)(.)(.)(.)(.)(.)>{$10}g",
+    r"s!,\s*|^\s*!\u$&;!sg unless /\x{ff}$/",
+    r"s/\x4a|[\b\w-.&&~~\-]/é\L$&\E\U\l$&/",
+    r"s<(.)(.)(.)(.)(.)(.)(.)(.)(.)(.)>{$10\$\@}g",
     r"s/(b|((a*)?)+){1,5}/x/g",
-    r"s/(a{50}){50}^//gm",
+    r"s/(a{50}){50}//gm if /a/ ",
 ];
 
 const PIECES: &[&str] = &[
@@ -79,6 +80,12 @@ const PIECES: &[&str] = &[
     "\\x{ff}",
     "\\x{",
     "\\0",
+    " if /",
+    " unless m{",
+    "\\L",
+    "\\u",
+    "\\E",
+    "\\@",
     "\\777",
     "\\o{",
     "\\c",
@@ -153,7 +160,7 @@ fn substitution(random: &mut Random) -> String {
 fn a_substitution_never_panics() {
     let mut groups = Groups::default();
     let mut changed = Vec::new();
-    let (mut read, mut refused) = (0_u64, 0_u64);
+    let (mut read, mut refused, mut matched) = (0_u64, 0_u64, 0_u64);
     fuzz("substitution", |random| {
         let text = substitution(random);
         match Substitution::parse(&text) {
@@ -161,15 +168,19 @@ fn a_substitution_never_panics() {
                 refused += 1;
                 assert!(text.is_char_boundary(error.offset), "{text:?}: {} is no place", error.offset);
                 assert!(!error.message.is_empty());
-                assert!(!error.message.contains("not supported by the regex crate"), "{text:?}: {error}");
+                assert!(!error.message.contains("must be a Perl"), "{text:?}: {}", error.message);
             }
             Ok(substitution) => {
                 read += 1;
                 for _ in 0..3 {
                     let data = bytes(random);
                     let mut told = 0;
-                    let matches = substitution.apply(&data, &mut changed, &mut groups, |_| told += 1);
+                    let limits = Limits::of_size(1 << 20);
+                    let mut bounds = Bounds::new(&limits, 1 << 20);
+                    let matches = substitution.apply(&data, &mut changed, &mut groups, &mut bounds, |_| told += 1);
+                    let matches = matches.unwrap();
                     assert_eq!(matches, told, "{text:?}");
+                    matched += u64::from(told > 0);
                     assert!(matches <= 2 * data.len() + 1, "{text:?}");
                 }
                 assert_eq!(substitution.to_string(), text);
@@ -178,7 +189,8 @@ fn a_substitution_never_panics() {
         // Their memory is kept for each substitution.
         groups = Groups::default();
     });
-    println!("substitution: {read} read, {refused} refused");
+    println!("substitution: {read} read, {refused} refused, {matched} matched");
+    assert!(read > refused / 20 && matched > read / 4 && read > 50, "too few got deep");
 }
 
 #[test]
@@ -186,7 +198,7 @@ fn base64_is_read_whatever_white_space_it_has() {
     let (mut encoded, mut decoded, mut joined) = (Vec::new(), Vec::new(), Vec::new());
     fuzz("base64", |random| {
         let text = bytes(random);
-        base64::encode(&text, &mut encoded);
+        base64::encode(&text, &mut encoded).unwrap();
         assert_eq!(encoded.len(), text.len().div_ceil(3) * 4);
         let often = random.below(30) + 1;
         let mut broken = Vec::new();
@@ -207,7 +219,7 @@ fn base64_is_read_whatever_white_space_it_has() {
             data[place] = random.next() as u8;
         }
         if base64::decode(&data, &mut decoded, &mut joined).is_ok() {
-            base64::encode(&decoded, &mut encoded);
+            base64::encode(&decoded, &mut encoded).unwrap();
             let meant: Vec<u8> = data.into_iter().filter(|byte| !b" \t\n\r\x0b\x0c".contains(byte)).collect();
             assert_eq!(meant.len(), encoded.len());
             let differences = meant.iter().zip(&encoded).filter(|(meant, encoded)| meant != encoded).count();
@@ -225,7 +237,7 @@ fn decrypting_gives_back_what_was_encrypted() {
             text.pop();
         }
         let mut data = text.clone();
-        cipher.encrypt(&mut data);
+        cipher.encrypt(&mut data).unwrap();
         assert!(
             data.len() > text.len() && data.len() - text.len() <= BLOCK_SIZE && data.len().is_multiple_of(BLOCK_SIZE)
         );
@@ -237,14 +249,16 @@ fn decrypting_gives_back_what_was_encrypted() {
         let (before, length) = (data.clone(), data.len());
         match cipher.decrypt(&mut data) {
             Ok(()) => assert!(length.is_multiple_of(BLOCK_SIZE) && data.len() <= length),
-            Err(BrokenBlock) => assert!(!length.is_multiple_of(BLOCK_SIZE) && data == before),
+            Err(error) => {
+                assert!(error == Undeliverable::BrokenBlock && !length.is_multiple_of(BLOCK_SIZE) && data == before)
+            }
         }
     });
 }
 
 #[test]
 fn stages_never_panic_and_are_explained_as_applied() {
-    let parse = |text: &&str| Substitution::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let parse = |text: &&str| Substitution::parse(text).unwrap_or_else(|error| panic!("{text}: {}", error.message));
     let substitutions: Vec<Substitution> = SUBSTITUTIONS.iter().map(parse).collect();
     let mut scratch = Scratch::default();
     let (mut sent, mut undeliverable) = (0_u64, 0_u64);
@@ -258,32 +272,37 @@ fn stages_never_panic_and_are_explained_as_applied() {
             data_callbacks: some(random),
             uniq_callbacks: some(random),
             encrypt: (random.below(2) == 0).then(|| Cipher::new(&bytes(random))),
+            reads_time: random.below(2) == 0,
         };
         let mut data = bytes(random);
         if random.below(4) > 0 {
             if stages.decrypt.is_some() && random.below(8) > 0 {
-                Cipher::new(&password).encrypt(&mut data);
+                Cipher::new(&password).encrypt(&mut data).unwrap();
             }
             let mut encoded = Vec::new();
-            base64::encode(&data, &mut encoded);
+            base64::encode(&data, &mut encoded).unwrap();
             data = encoded;
         }
-        let explanation = stages.explain(&data);
-        match stages.apply(&data, &mut scratch) {
+        let limits = Limits::of_size(if random.below(4) == 0 { random.below(4_000) } else { 1 << 20 });
+        let explanation = stages.explain(&data, &limits);
+        match stages.apply(&data, &mut scratch, &limits) {
             Ok(staged) => {
                 sent += 1;
                 assert_eq!(explanation.sent.as_deref(), Ok(staged.data));
                 assert_eq!(explanation.unique.as_deref(), staged.unique);
-                assert_eq!(explanation.warning, staged.warning);
+                assert_eq!((explanation.warning, explanation.time), (staged.warning, staged.time));
+                assert!(staged.data.len() <= limits.max_size.max(data.len()));
                 assert!(staged.unique.is_none_or(|id| (1..=63).contains(&id.len()) && !id.contains(&0)));
                 assert!(!stages.is_identity() || staged.data == data);
             }
             Err(error) => {
                 undeliverable += 1;
                 assert_eq!(explanation.sent, Err(error));
-                assert_eq!(explanation.steps.last().unwrap().outcome, Err(error));
+                let has_ended = explanation.steps.last().is_none_or(|step| step.outcome.is_some());
+                assert!(!has_ended || error == Undeliverable::OutcomeTooLarge.into());
             }
         }
     });
     println!("stages: {sent} sent, {undeliverable} undeliverable");
+    assert!(sent > 100 && undeliverable > 100, "too few got deep");
 }

@@ -206,7 +206,7 @@ fn the_documentation_explains_every_reason() {
     let mut reasons: Vec<String> =
         kinds.iter().map(|&kind| ConnectionError::Connect(kind.into()).to_string()).collect();
     reasons.push(ConnectionError::Connect(io::Error::from_raw_os_error(24)).to_string());
-    reasons.push(ConnectionError::Resolve(io::ErrorKind::Other.into()).to_string());
+    reasons.push(ConnectionError::Resolve.to_string());
     reasons.push(ConnectionError::Closed.to_string());
     reasons.push(ConnectionError::NoAnswer(Duration::from_secs(15)).to_string().replace("15", "N"));
     reasons.push(ConnectionError::Refused(String::from("QUEUE_ERROR")).to_string());

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
-use gearman_proxy::forward::{Forward, Settings, Timing};
+use gearman_proxy::forward::{Common, Forward, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
 use gearman_proxy::stages::Stages;
 use support::peer::*;
@@ -149,8 +149,11 @@ fn forward(source: &Peer, destination: &Peer, timing: Timing) -> Forward {
         max_age: None,
         reject_queue: None,
     };
-    let settings = Settings { max_job_size: 1 << 20, timing, ..Settings::default() };
-    let forward = Forward::start(settings, Arc::new(ForwardMetrics::new(&config)), None).unwrap();
+    let mut common = Common::default();
+    (common.max_job_size, common.timing) = (1 << 20, timing);
+    common.start_clock().unwrap();
+    let forward =
+        Forward::start(&common, Arc::new(ForwardMetrics::new(&config)), None).map_err(|(error, _)| error).unwrap();
     wait_for("the forward to sleep", || source.count(PRE_SLEEP) == 1);
     forward
 }
@@ -191,7 +194,7 @@ fn a_false_length_ends_the_session_of_an_otherwise_willing_source() {
     let limit = Duration::from_secs(2);
     for length in [2 << 20, u32::MAX] {
         let (source, destination) = (Peer::start(idle_source), Peer::start(taker));
-        let timing = Timing { answer: limit / 2, probe: limit, discard: limit, ..Timing::default() };
+        let timing = Timing { answer: limit / 2, probe: limit, ..Timing::default() };
         let forward = forward(&source, &destination, timing);
         let mut packet = job();
         packet[8..12].copy_from_slice(&length.to_be_bytes());

@@ -7,10 +7,12 @@ use std::env;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use support::proxy::program;
 use support::{Folder, Gearmand, Status, numbered, signal, wait_for};
 
@@ -67,9 +69,9 @@ fn with_filter(port: u16) {
 }
 
 /// Killed when a test fails.
-struct Traced(Child);
+struct Started(Child);
 
-impl Drop for Traced {
+impl Drop for Started {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -99,7 +101,7 @@ fn nothing_that_the_daemon_does_is_refused() {
     let mut traced = Command::new("strace");
     traced.args(["-f", "-o"]).arg(&trace).arg(program()).arg("--config").arg(&conf);
     traced.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "1000000").stdin(Stdio::null());
-    let mut traced = Traced(traced.spawn().unwrap());
+    let mut traced = Started(traced.spawn().unwrap());
     wait_for("it runs", || fs::read_to_string(&pid).is_ok_and(|pid| pid.ends_with('\n')));
     let proxy: u32 = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
     let logged = |text: &str| wait_for(text, || fs::read_to_string(&log).is_ok_and(|log| log.contains(text)));
@@ -156,4 +158,35 @@ fn nothing_that_the_daemon_does_is_refused() {
     let refused: Vec<&str> = trace.lines().filter(|line| line.contains("EPERM")).collect();
     assert!(refused.is_empty(), "{refused:#?}");
     assert_eq!(trace.matches("execve(").count(), 1, "strace's own start of it");
+}
+
+#[test]
+fn where_the_kernel_refuses_the_filter_one_line_says_so_and_it_runs_on() {
+    const REFUSING: &str = "GEARMAN_PROXY_TEST_REFUSING";
+    if let Some(conf) = env::var_os(REFUSING) {
+        // ENOSYS for seccomp(2), as an old kernel or a container answers, and then the daemon in this process.
+        let number = if env::consts::ARCH == "x86_64" { 317 } else { 277 };
+        let refuse = SeccompAction::Errno(38);
+        let arch = env::consts::ARCH.try_into().unwrap();
+        let filter = SeccompFilter::new([(number, Vec::new())].into(), SeccompAction::Allow, refuse, arch).unwrap();
+        seccompiler::apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+        panic!("{}", Command::new(program()).arg("--config").arg(conf).arg("--logfile=stderr").exec());
+    }
+    let (source, destination) = (Gearmand::start(), Gearmand::start());
+    let folder = Folder::new();
+    let (conf, output) = (folder.file("proxy.conf"), folder.file("output"));
+    fs::write(&conf, format!("{} = {}\n", source.queue("work"), destination.queue("work"))).unwrap();
+    let mut started = Command::new(env::current_exe().unwrap());
+    started.args(["--exact", "where_the_kernel_refuses_the_filter_one_line_says_so_and_it_runs_on", "--nocapture"]);
+    started.env(REFUSING, &conf).stdout(Stdio::null()).stderr(fs::File::create(&output).unwrap());
+    let mut proxy = Started(started.spawn().unwrap());
+    source.wait_for_workers("work", 1);
+    source.submit_all("work", &numbered(10));
+    destination.wait_for_jobs("work", 10);
+    signal(proxy.0.id(), "TERM");
+    assert_eq!(proxy.0.wait().unwrap().code(), Some(0));
+    let log = fs::read_to_string(&output).unwrap();
+    let said: Vec<_> = log.lines().filter(|line| line.contains("seccomp")).collect();
+    assert_eq!(said.len(), 1, "{log}");
+    assert!(said[0].contains("[WARN]") && said[0].contains("Function not implemented"), "{log}");
 }

@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
@@ -199,8 +199,13 @@ fn systemds_watchdog_is_fed_while_all_goes_well() {
     let mut proxy = Proxy::start_with_environment(&config, &environment);
     let next = || {
         let mut buffer = [0; 4096];
-        let size = manager.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..size]).into_owned()
+        loop {
+            match manager.recv(&mut buffer) {
+                Ok(size) => return String::from_utf8_lossy(&buffer[..size]).into_owned(),
+                // With a timeout, no signal handler restarts it.
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Interrupted),
+            }
+        }
     };
     assert!(next().starts_with("READY=1\nSTATUS="));
     servers.source.wait_for_workers("work", 1);

@@ -97,8 +97,8 @@ const FAR_PASSWORD: &[u8] = b"far";
 
 fn encrypted(password: &[u8], text: &[u8]) -> Vec<u8> {
     let (mut text, mut encoded) = (text.to_vec(), Vec::new());
-    Cipher::new(password).encrypt(&mut text);
-    base64::encode(&text, &mut encoded);
+    Cipher::new(password).encrypt(&mut text).unwrap();
+    base64::encode(&text, &mut encoded).unwrap();
     encoded
 }
 

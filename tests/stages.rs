@@ -4,7 +4,10 @@
 
 use gearman_proxy::stages::cipher::Cipher;
 use gearman_proxy::stages::substitution::Substitution;
-use gearman_proxy::stages::{Scratch, Stages, Undeliverable, base64};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use gearman_proxy::stages::{Failure, Limits, Scratch, Stages, Undeliverable, base64, job_time};
 
 const PASSWORD: &[u8] = b"should_be_changed";
 
@@ -31,13 +34,13 @@ fn unhex(hex: &str) -> Vec<u8> {
 
 fn encoded(text: impl AsRef<[u8]>) -> Vec<u8> {
     let mut encoded = Vec::new();
-    base64::encode(text.as_ref(), &mut encoded);
+    base64::encode(text.as_ref(), &mut encoded).unwrap();
     encoded
 }
 
 fn encrypted(password: &[u8], text: impl AsRef<[u8]>) -> Vec<u8> {
     let mut text = text.as_ref().to_vec();
-    Cipher::new(password).encrypt(&mut text);
+    Cipher::new(password).encrypt(&mut text).unwrap();
     encoded(text)
 }
 
@@ -47,6 +50,7 @@ fn stages(decrypt: Option<&[u8]>, data_callbacks: &[&str], encrypt: Option<&[u8]
         data_callbacks: data_callbacks.iter().map(|text| Substitution::parse(text).unwrap()).collect(),
         uniq_callbacks: Vec::new(),
         encrypt: encrypt.map(Cipher::new),
+        reads_time: false,
     }
 }
 
@@ -56,17 +60,25 @@ fn with_unique(mut stages: Stages, uniq_callbacks: &[&str]) -> Stages {
 }
 
 fn sent(stages: &Stages, data: impl AsRef<[u8]>) -> Result<Vec<u8>, Undeliverable> {
+    sent_within(1 << 20, stages, data)
+}
+
+fn sent_within(max_size: usize, stages: &Stages, data: impl AsRef<[u8]>) -> Result<Vec<u8>, Undeliverable> {
+    let limits = Limits::of_size(max_size);
     let mut scratch = Scratch::default();
-    let first = stages.apply(data.as_ref(), &mut scratch).map(|staged| staged.data.to_vec());
-    let again = stages.apply(data.as_ref(), &mut scratch).map(|staged| staged.data.to_vec());
+    let first = stages.apply(data.as_ref(), &mut scratch, &limits).map(|staged| staged.data.to_vec());
+    let again = stages.apply(data.as_ref(), &mut scratch, &limits).map(|staged| staged.data.to_vec());
     assert_eq!(first, again, "buffers used before change nothing");
-    assert_eq!(stages.explain(data.as_ref()).sent, first, "explained as applied");
-    first
+    assert_eq!(stages.explain(data.as_ref(), &limits).sent, first, "explained as applied");
+    first.map_err(|failure| match failure {
+        Failure::Undeliverable(undeliverable) => undeliverable,
+        Failure::Stopped => panic!("nobody stops it"),
+    })
 }
 
 fn unique(stages: &Stages, data: impl AsRef<[u8]>) -> (Option<Vec<u8>>, Option<&'static str>) {
     let mut scratch = Scratch::default();
-    let staged = stages.apply(data.as_ref(), &mut scratch).unwrap();
+    let staged = stages.apply(data.as_ref(), &mut scratch, &Limits::of_size(1 << 20)).unwrap();
     (staged.unique.map(<[u8]>::to_vec), staged.warning)
 }
 
@@ -207,7 +219,14 @@ fn wrong_passwords_are_noticed() {
 
 #[test]
 fn reasons_fit_the_status() {
-    for reason in [Undeliverable::NotBase64, Undeliverable::BrokenBlock, Undeliverable::WrongPassword] {
+    for reason in [
+        Undeliverable::NotBase64,
+        Undeliverable::BrokenBlock,
+        Undeliverable::WrongPassword,
+        Undeliverable::OutcomeTooLarge,
+        Undeliverable::TooMuchWork,
+        Undeliverable::NoMemory,
+    ] {
         let text = reason.to_string();
         assert!(text.len() <= 80 && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '), "{text}");
         assert!(!text.contains(['|', '\'', '(', ')', '[', ']', '{', '}', '<', '>']), "{text}");
@@ -253,38 +272,135 @@ fn a_unique_id_that_is_none_leaves_the_jobs_own() {
     // The id of the job before does not stay.
     let stages = callback("s/^id=//");
     let mut scratch = Scratch::default();
-    assert_eq!(stages.apply(&encoded("id=1"), &mut scratch).unwrap().unique, Some(&b"1"[..]));
-    assert_eq!(stages.apply(&encoded("none"), &mut scratch).unwrap().unique, None);
+    let limits = Limits::of_size(100);
+    assert_eq!(stages.apply(&encoded("id=1"), &mut scratch, &limits).unwrap().unique, Some(&b"1"[..]));
+    assert_eq!(stages.apply(&encoded("none"), &mut scratch, &limits).unwrap().unique, None);
 }
 
 #[test]
 fn explain_tells_every_step() {
-    let stages =
-        with_unique(stages(Some(PASSWORD), &["s/e/E/g", "s/x/y/"], Some(b"other")), &[r"s/.*host_name=(\w+).*/$1/s"]);
-    let explanation = stages.explain(&encrypted(PASSWORD, JOB));
+    let limits = Limits::of_size(1 << 20);
+    let callbacks = &["s/e/E/g", "s/x/y/", "s/E/e/ if /nothing/"];
+    let stages = with_unique(stages(Some(PASSWORD), callbacks, Some(b"other")), &[r"s/.*host_name=(\w+).*/$1/s"]);
+    let explanation = stages.explain(&encrypted(PASSWORD, JOB), &limits);
     let names: Vec<_> = explanation.steps.iter().map(|step| step.stage).collect();
-    assert_eq!(
-        names,
-        ["base64-decode", "decrypt", "uniq_callback", "data_callback", "data_callback", "encrypt", "base64-encode"]
-    );
+    let callback = "data_callback";
+    assert_eq!(names[..4], ["base64-decode", "decrypt", "uniq_callback", callback]);
+    assert_eq!(names[4..], [callback, callback, "encrypt", "base64-encode"]);
     let outcomes: Vec<_> = explanation.steps.iter().map(|step| step.outcome.clone().unwrap()).collect();
     assert_eq!(outcomes[1], JOB.as_bytes());
     assert_eq!(outcomes[2], b"web1");
     assert_eq!(outcomes[4], JOB.replace('e', "E").as_bytes());
-    assert_eq!(explanation.sent.as_ref(), Ok(&outcomes[6]));
+    assert_eq!(explanation.sent.as_ref(), Ok(&outcomes[7]));
     assert_eq!(explanation.unique.as_deref(), Some(&b"web1"[..]));
-    let first = explanation.steps[3].substitution.as_ref().unwrap();
-    assert_eq!((first.text.as_str(), first.matches, first.matched.len()), ("s/e/E/g", JOB.matches('e').count(), 8));
+    let first = &explanation.steps[3];
+    assert_eq!(first.substitution.as_ref().unwrap().to_string(), "s/e/E/g");
+    assert_eq!((first.matches, first.matched.len()), (JOB.matches('e').count(), 8));
     assert_eq!(first.matched[0], b"e");
-    assert_eq!(explanation.steps[4].substitution.as_ref().unwrap().matches, 0);
+    assert_eq!((explanation.steps[4].matches, explanation.steps[4].kept_off), (0, false));
+    assert_eq!((explanation.steps[5].matches, explanation.steps[5].kept_off), (0, true));
 
-    let many = self::stages(None, &["s/./x/gs"], None).explain(&encoded(JOB));
-    let many = many.steps[1].substitution.as_ref().unwrap();
-    assert_eq!((many.matches, many.matched.len()), (JOB.len(), 10), "the first ten are enough");
+    let many = self::stages(None, &["s/./x/gs"], None).explain(&encoded(JOB), &limits);
+    assert_eq!((many.steps[1].matches, many.steps[1].matched.len()), (JOB.len(), 10), "the first ten are enough");
 
-    let failed = stages.explain(&encrypted(b"wrong", JOB));
-    assert_eq!(failed.sent, Err(Undeliverable::WrongPassword));
+    let failed = stages.explain(&encrypted(b"wrong", JOB), &limits);
+    assert_eq!(failed.sent, Err(Undeliverable::WrongPassword.into()));
     assert_eq!(failed.steps.len(), 2);
-    assert_eq!(failed.steps[1].stage, "decrypt");
-    assert_eq!(failed.steps[1].outcome, Err(Undeliverable::WrongPassword));
+    assert_eq!((failed.steps[1].stage, &failed.steps[1].outcome), ("decrypt", &None));
+}
+
+#[test]
+fn a_guard_sees_the_text_as_it_is_at_that_point() {
+    let guarded = stages(None, &["s/web1/web2/ if /^type=host$/m", "s/type=host/type=x/ unless /web1/"], None);
+    assert_eq!(
+        sent(&guarded, encoded(JOB)).unwrap(),
+        encoded(JOB.replace("web1", "web2").replace("type=host", "type=x"))
+    );
+    let other = JOB.replace("type=host", "type=service");
+    assert_eq!(sent(&guarded, encoded(&other)).unwrap(), encoded(&other));
+}
+
+#[test]
+fn what_is_sent_is_no_larger_than_max_job_size() {
+    // Every way to send, just large enough and a byte too large.
+    for (stages, data) in [
+        (stages(None, &["s/a/aa/g"], None), encoded("a".repeat(300))),
+        (stages(None, &["s/a/aa/g"], Some(PASSWORD)), encoded("a".repeat(300))),
+        (stages(Some(PASSWORD), &["s/a/aa/g"], Some(PASSWORD)), encrypted(PASSWORD, "a".repeat(300))),
+        (stages(Some(PASSWORD), &["s/b/aa/g"], None), encrypted(PASSWORD, "a".repeat(300))),
+        (stages(Some(PASSWORD), &[], Some(b"other")), encrypted(PASSWORD, "a".repeat(300))),
+        (stages(None, &[], Some(PASSWORD)), "a".repeat(300).into_bytes()),
+        (with_unique(stages(None, &[], Some(PASSWORD)), &["s/a/b/g"]), encoded("a".repeat(300))),
+    ] {
+        let size = sent(&stages, &data).unwrap().len();
+        assert_eq!(sent_within(size, &stages, &data).unwrap().len(), size);
+        assert_eq!(sent_within(size - 1, &stages, &data), Err(Undeliverable::OutcomeTooLarge));
+    }
+    // A text on the way counts, too.
+    let back = stages(None, &["s/a/aaaa/g", "s/.*//s"], None);
+    assert_eq!(sent_within(800, &back, encoded("a".repeat(300))), Err(Undeliverable::OutcomeTooLarge));
+}
+
+#[test]
+fn a_job_that_grows_without_end_is_refused_while_it_grows() {
+    let stages = stages(None, &[&format!("s/a/{}/g", "$&".repeat(100))], None);
+    let data = encoded(vec![b'a'; 20 << 20]);
+    let mut scratch = Scratch::default();
+    let outcome = stages.apply(&data, &mut scratch, &Limits::of_size(64 << 20));
+    assert_eq!(outcome, Err(Undeliverable::OutcomeTooLarge.into()));
+    assert!(scratch.capacity() < 100 << 20, "{} bytes", scratch.capacity());
+    scratch.trim();
+    assert!(scratch.capacity() < 2 << 20, "{} bytes", scratch.capacity());
+}
+
+#[test]
+fn work_without_end_is_refused_and_a_stop_is_prompt() {
+    let stages = stages(None, &["s/a.*?b|a/x/gs"], None);
+    let data = encoded(vec![b'a'; 1 << 20]);
+    let mut scratch = Scratch::default();
+    let stop = AtomicBool::new(false);
+    let limits = Limits { max_size: 64 << 20, cpu: Duration::from_millis(500), stop: &stop };
+    let began = Instant::now();
+    assert_eq!(stages.apply(&data, &mut scratch, &limits), Err(Undeliverable::TooMuchWork.into()));
+    assert!(began.elapsed() >= limits.cpu);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(stages.apply(&data, &mut scratch, &limits), Err(Failure::Stopped));
+    assert_eq!(stages.apply(&encoded("a"), &mut scratch, &limits), Err(Failure::Stopped));
+}
+
+#[test]
+fn the_time_of_a_job_is_read_from_its_readable_text() {
+    for (text, time) in [
+        ("type=host\nstart_time=5.0\ncore_time=1700000000.123456\n", Some(1_700_000_000_123)),
+        ("type=service\nhost_name=a\nstart_time=5.0\nfinish_time=6\n", None),
+        ("type=passive\nhost_name=a\ncore_time=4\nstart_time=5.0\nfinish_time=6.5\n", Some(6500)),
+        ("host_name=a\nstart_time=5.05\noutput=finish_time=6\n", Some(5050)),
+        ("host_name=a\nfinish_time=0.0\nstart_time=5\r\n", Some(5000)),
+        ("host_name=a\nfinish_time=0\nstart_time=0.0\n", None),
+        ("core_time=7", Some(7000)),
+        ("DATATYPE::SERVICEPERFDATA\tTIMET::1", None),
+        ("host_name=a\nfinish_time=-5\nstart_time=x\n", None),
+        ("host_name=a\nfinish_time=99999999999999999999\n", None),
+        ("host_name=a\nfinish_time=18446744073709551615\n", None),
+        ("host_name=a\nfinish_time=.5\n", None),
+        ("host_name=gr\u{fc}n\nfinish_time=5.\n", Some(5000)),
+        ("", None),
+    ] {
+        assert_eq!(job_time(text.as_bytes()), time, "{text:?}");
+    }
+
+    let time = |stages: Stages, data: Vec<u8>| {
+        let stages = Stages { reads_time: true, ..stages };
+        assert!(!stages.is_identity());
+        let mut scratch = Scratch::default();
+        let staged = stages.apply(&data, &mut scratch, &Limits::of_size(1 << 20)).unwrap();
+        assert_eq!(Ok(staged.data), sent(&Stages { reads_time: false, ..stages.clone() }, &data).as_deref());
+        staged.time
+    };
+    let text = "type=host\ncore_time=7.0\n";
+    assert_eq!(time(stages(None, &[], None), encoded(text)), Some(7000));
+    assert_eq!(time(stages(None, &[], None), text.into()), None, "not base64: it passes");
+    assert_eq!(time(stages(None, &[], Some(PASSWORD)), encoded(text)), Some(7000));
+    assert_eq!(time(stages(Some(PASSWORD), &[], None), encrypted(PASSWORD, text)), Some(7000));
+    assert_eq!(time(stages(None, &["s/7/8/"], None), encoded(text)), Some(7000), "before callbacks");
 }

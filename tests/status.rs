@@ -1,12 +1,13 @@
 //! What the status queue answers.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
 use std::time::{Duration, Instant};
 
 use regex::bytes::{Regex, RegexBuilder};
-use support::{Gearmand, Proxy, Status, numbered, wait_for, wait_until_equal, wait_within};
+use support::proxy::{Ended, program, run};
+use support::{Folder, Gearmand, Proxy, Status, numbered, wait_for, wait_until_equal, wait_within};
 
 /// Between two samples of a queue's length lie 10 s.
 const SAMPLED: Duration = Duration::from_secs(90);
@@ -51,7 +52,7 @@ fn it_is_answered_to_the_letter_as_the_perl_proxy_answers() {
         remote.queue("check_results"),
         local.queue("check_results"),
     ));
-    let status = wait_for_message(&local, "^0:OK");
+    let status = wait_for_message(&local, r"^0:OK .* running\.$");
     assert_matches(r"^0:OK - proxy version v\d+\.\d+\.\d+ running\.\|( '[^']+'=\d+c?;;;)+$", &status.text);
     assert!(status.text.contains(&format!(" v{} ", env!("CARGO_PKG_VERSION"))));
 
@@ -135,7 +136,7 @@ fn any_other_payload_is_answered_like_check() {
         source.queue("work"),
         destination.queue("work")
     ));
-    let check = wait_for_message(&source, "^0:OK").text;
+    let check = wait_for_message(&source, r"^0:OK .* running\.$").text;
     for payload in ["", "hello", "check ", "checkperfdatafilter", "\u{e9}"] {
         assert_eq!(Status::ask(&source, "proxy_status", payload).text, check, "{payload:?}");
     }
@@ -218,7 +219,10 @@ fn rejected_jobs_are_counted_and_a_warning() {
     ));
     source.submit_all("failing", &vec![b"%".to_vec(); 2]);
     source.submit_all("rejecting", &vec![b"%".to_vec(); 3]);
-    let status = wait_for_message(&source, r"^1:WARNING - proxy version v\S+ running\. 5 jobs rejected\.$");
+    let status = wait_for_message(
+        &source,
+        r"^1:WARNING - proxy version v\S+ running\. 5 jobs rejected, last in (failing|rejecting) \([^()]+\)\.$",
+    );
     assert_eq!(status.value("failing::rejected"), 2);
     assert_eq!(status.value("rejecting::rejected"), 3);
     assert_eq!(status.value("total_errors"), 5);
@@ -291,4 +295,247 @@ fn its_server_may_be_restarted() {
     wait_for_message(&local, "^0:OK");
     local.restart();
     wait_for_message(&local, "^0:OK");
+}
+
+/// A program's outcome that has no line of its own on standard error.
+#[track_caller]
+fn asked(options: &[&str]) -> Ended {
+    let ended = run(options);
+    assert_eq!(ended.stderr, "");
+    ended
+}
+
+#[test]
+fn status_prints_what_check_gearman_would_and_exits_so() {
+    let (source, destination, mut dead) = (Gearmand::start(), Gearmand::start(), Gearmand::down());
+    let proxy = Proxy::start(&format!(
+        "statusqueue = {}\n{} = {}\n{} = {}\n",
+        source.queue("proxy_status"),
+        source.queue("good"),
+        destination.queue("good"),
+        source.queue("dead"),
+        dead.queue("dead"),
+    ));
+    let config = format!("--config={}", proxy.folder().file("proxy.conf").display());
+    wait_for_message(&source, "^1:WARNING .* 1 server failed");
+    let ended = asked(&[&config, "--status"]);
+    assert_eq!(ended.status, Some(1));
+    assert_matches(
+        r"^WARNING - proxy version v\S+ running\. 1 server failed: \S+ \([^()]+\)\.\| 'backlog'=0;;; .*;;;\n$",
+        &ended.stdout,
+    );
+    dead.launch();
+    wait_for_message(&source, "^0:OK .* running\\.$");
+    // Needs no configuration, and so not a right one.
+    std::fs::write(proxy.folder().file("proxy.conf"), "broken\n").unwrap();
+    let ended = asked(&[&format!("--status={}", source.queue("proxy_status"))]);
+    assert_eq!(ended.status, Some(0));
+    assert_matches("^OK - proxy version ", &ended.stdout);
+
+    let nobody = asked(&[&format!("--status={}", source.queue("nobody"))]);
+    assert_eq!(nobody.status, Some(2));
+    assert_matches("^CRITICAL - no answer on \\S+/nobody for 9 s: is gearman-proxy running\\?\n$", &nobody.stdout);
+    let nowhere = asked(&[&format!("--status={}", Gearmand::down().queue("q"))]);
+    assert_eq!(nowhere.status, Some(3));
+    assert_matches("^UNKNOWN - \\S+ can't be asked: connection refused ", &nowhere.stdout);
+}
+
+#[test]
+fn one_look_shows_the_table_and_exits_with_the_status() {
+    let (source, destination, dead) = (Gearmand::start(), Gearmand::start(), Gearmand::down());
+    let _proxy = Proxy::start(&format!(
+        "statusqueue = {}\n{} = {}\n{} = {}\n",
+        source.queue("proxy_status"),
+        source.queue("good"),
+        destination.queue("good"),
+        source.queue("dead"),
+        dead.queue("dead"),
+    ));
+    source.submit_all("dead", &numbered(3));
+    wait_for_message(&source, "backlog contains 3 jobs");
+    let ended = asked(&[&format!("--top={}", source.queue("proxy_status")), "--once"]);
+    assert_eq!(ended.status, Some(1));
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert_matches(r"^WARNING - gearman-proxy \S+, process \d+, up \S+: 1 of 2 forwards working$", lines[0]);
+    assert_matches(
+        r"^  dead +0 +0 +0 +3 +0  down \S+: connection refused",
+        lines.iter().find(|line| line.starts_with("  dead")).unwrap(),
+    );
+    assert_matches(r"^  good +0 +0 +0 +- +0  working$", lines.iter().find(|line| line.starts_with("  good")).unwrap());
+}
+
+#[test]
+fn nothing_from_outside_reaches_a_terminal_raw() {
+    let server = Gearmand::start();
+    let mut forger = server.worker("proxy_status");
+    let forged = b"0:OK - proxy version v\x1b]0;title\x07\x1b[2J\xc2\x9b\xe2\x80\xae running.|";
+    let address = server.queue("proxy_status");
+    for option in ["--status", "--top"] {
+        let asking = std::thread::spawn({
+            let option = format!("{option}={address}");
+            move || run(&[&option])
+        });
+        let mut answered = 0;
+        // --top asks twice.
+        while answered < if option == "--top" { 2 } else { 1 } {
+            let job = forger.grab();
+            forger.complete(&job, forged);
+            answered += 1;
+        }
+        let ended = asking.join().unwrap();
+        assert_eq!(ended.stdout, "OK - proxy version v?]0;title??[2J?? running.|\n", "{option}");
+        assert_eq!(ended.status, Some(0));
+    }
+}
+
+#[test]
+fn a_forward_that_has_not_connected_is_connecting_and_then_failed() {
+    let (source, mut hanging) = (Gearmand::start(), Gearmand::start());
+    hanging.freeze();
+    let _proxy = Proxy::start(&format!(
+        "statusqueue = {}\n{} = {}\n",
+        source.queue("proxy_status"),
+        source.queue("work"),
+        hanging.queue("work")
+    ));
+    let status = Status::ask(&source, "proxy_status", "check");
+    assert_matches(r"^0:OK - proxy version v\S+ running\. 1 forward connecting\.$", &status.message);
+    wait_for_message(&source, r"^2:CRITICAL - proxy version v\S+ running\. 1 server failed: \S+ \([^()]+\)\.$");
+    hanging.thaw();
+    wait_for_message(&source, r"^0:OK - proxy version v\S+ running\.$");
+}
+
+#[test]
+fn a_failed_reload_is_a_warning_until_one_succeeds() {
+    let (source, destination) = (Gearmand::start(), Gearmand::start());
+    let config = format!(
+        "statusqueue = {}\n{} = {}\n",
+        source.queue("proxy_status"),
+        source.queue("work"),
+        destination.queue("work")
+    );
+    let proxy = Proxy::start(&config);
+    wait_for_message(&source, r"^0:OK .* running\.$");
+    proxy.reload("broken\n");
+    wait_for_message(&source, r"^1:WARNING .* running\. configuration wrong since \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ?\.$");
+    proxy.reload(&config);
+    wait_for_message(&source, r"^0:OK .* running\.$");
+}
+
+#[test]
+fn jobs_that_go_back_to_the_source_stay_in_the_backlog() {
+    let (source, mut destination) = (Gearmand::start(), Gearmand::start());
+    let _proxy = Proxy::start(&format!(
+        "statusqueue = {}\n{} = {}\n",
+        source.queue("proxy_status"),
+        source.queue("work"),
+        destination.queue("work")
+    ));
+    source.wait_for_workers("work", 1);
+    destination.kill();
+    source.submit_all("work", &numbered(20));
+    // Held at first, and given back after half a minute: at no time are they gone.
+    wait_for_message(&source, "backlog contains 20 jobs");
+    let began = Instant::now();
+    wait_within(SAMPLED, "the jobs went back", || {
+        let status = Status::ask(&source, "proxy_status", "check");
+        assert!(status.value("backlog") > 0, "{} after {:?}", status.text, began.elapsed());
+        source.status("work").running == 0
+    });
+}
+
+#[test]
+fn it_answers_when_the_forwards_have_used_up_all_descriptors() {
+    let (source, destination) = (Gearmand::start(), Gearmand::start());
+    let folder = Folder::new();
+    let mut config = format!("statusqueue = {}\n", source.queue("proxy_status"));
+    for number in 0..30 {
+        let queue = format!("q{number}");
+        config.push_str(&format!("{} = {}\n", source.queue(&queue), destination.queue(&queue)));
+    }
+    std::fs::write(folder.file("proxy.conf"), config).unwrap();
+    let output = std::fs::File::create(folder.file("output")).unwrap();
+    let mut process = std::process::Command::new("sh")
+        .args(["-c", "ulimit -n 40 && exec \"$0\" --config=\"$1\" --logfile=stderr"])
+        .args([program(), folder.file("proxy.conf")])
+        .stdin(std::process::Stdio::null())
+        .stderr(output)
+        .spawn()
+        .unwrap();
+    let status = wait_for_message(&source, r"^1:WARNING .* failed: \S+ \(too many open files\)");
+    assert_eq!(status.value("queues"), 30);
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[test]
+fn a_replay_moves_what_waits_once_and_ends() {
+    let (source, mut destination) = (Gearmand::start(), Gearmand::start());
+    let jobs = numbered(50);
+    source.submit_all("rejected", &jobs);
+    let replay = |to: &str| run(&["--replay", &format!("{}={to}", source.queue("rejected"))]);
+    let (from, to) = (source.queue("rejected"), destination.queue("work"));
+    let ended = replay(&to);
+    assert_eq!((ended.status, ended.stdout), (Some(0), format!("50 jobs moved from {from} to {to}\n")));
+    assert_eq!(destination.drain_data("work"), jobs, "in their order");
+    assert_eq!(source.status("rejected").total, 0);
+    let ended = replay(&to);
+    assert_eq!((ended.status, ended.stdout), (Some(0), format!("0 jobs moved from {from} to {to}\n")));
+
+    source.submit_all("rejected", &jobs);
+    destination.kill();
+    let ended = replay(&to);
+    assert_eq!((ended.status, ended.stdout), (Some(1), format!("0 jobs moved from {from} to {to}\n")));
+    assert_matches(
+        "^gearman-proxy: \\S+/work: connection refused \\(.*; the other jobs are still in \\S+/rejected\n$",
+        &ended.stderr,
+    );
+    assert_eq!(source.status("rejected").total, 50);
+}
+
+#[test]
+fn the_metrics_file_is_what_promtool_accepts() {
+    let (source, destination, dead) = (Gearmand::start(), Gearmand::start(), Gearmand::down());
+    let proxy = Proxy::start(&format!(
+        "metricsfile = metrics.prom\n{} = {}\n{} = {}\n",
+        source.queue("work"),
+        destination.queue("work"),
+        source.queue("dead"),
+        dead.queue("dead"),
+    ));
+    source.submit_all("work", &numbered(7));
+    source.submit_all("dead", &numbered(3));
+    let path = proxy.folder().file("metrics.prom");
+    let mut text = String::new();
+    let line = |queue: &str, to: &Gearmand, name: &str, value: u64| {
+        format!(
+            "gearman_proxy_forward_{name}{{source=\"{}\",destination=\"{}\",queue=\"{queue}\"}} {value}\n",
+            source.server(),
+            to.server()
+        )
+    };
+    wait_within(SAMPLED, "the file tells of the jobs", || {
+        text = std::fs::read_to_string(&path).unwrap_or_default();
+        text.contains(&line("work", &destination, "jobs_total", 7))
+            && text.contains(&line("work", &destination, "destination_waiting_jobs", 7))
+            && text.contains(&line("dead", &dead, "waiting_jobs", 3))
+            && text.contains(&line("dead", &dead, "state", 2))
+    });
+    let mut promtool = std::process::Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("promtool is installed (Debian's prometheus)");
+    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{said}\n{text}");
+}
+
+#[test]
+fn promtool_accepts_the_alert_rules() {
+    let rules = std::process::Command::new("promtool").args(["check", "rules", "dist/alerts.yml"]).output().unwrap();
+    assert!(rules.status.success(), "{rules:?}");
 }

@@ -9,11 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gearman_proxy::config::{Address, Config, ForwardConfig, LogTarget, Place, Priority, Server};
+use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
 use gearman_proxy::metrics::{ForwardMetrics, Metrics};
 use gearman_proxy::stages::Stages;
 use gearman_proxy::status::StatusWorker;
-use gearman_proxy::top;
 
 /// A gearmand on a free port, killed when dropped.
 struct Gearmand {
@@ -117,7 +116,13 @@ fn metrics(forwards: &[(Address, Address)]) -> Arc<Metrics> {
         }))
     });
     metrics.set_forwards(forwards.collect());
+    metrics.forwards().iter().for_each(|forward| forward.set_connected(true));
     Arc::new(metrics)
+}
+
+/// A worker on this queue, and no metrics file.
+fn start(address: Address, metrics: Arc<Metrics>) -> std::io::Result<StatusWorker> {
+    StatusWorker::start(Some(address), None, metrics)
 }
 
 /// `'name'=value` of an answer's performance data.
@@ -135,27 +140,29 @@ fn performance(answer: &str) -> BTreeMap<String, u64> {
 fn the_status_is_answered_to_the_letter() {
     let server = Gearmand::start();
     let metrics = metrics(&[(server.queue("b"), server.queue("c")), (server.queue("a"), server.queue("d"))]);
-    let worker = StatusWorker::start(server.queue("proxy_status"), Arc::clone(&metrics)).unwrap();
+    let worker = start(server.queue("proxy_status"), Arc::clone(&metrics)).unwrap();
     metrics.forwards()[0].delivered(2, 10, 20);
     assert_eq!(
         server.ask("proxy_status", "check"),
         "0:OK - proxy version v1.0.0 running.| 'backlog'=0;;; 'bytes_in'=10c;;; 'bytes_out'=20c;;; 'queues'=2;;; \
-         'server'=1;;; 'total_errors'=0c;;; 'total_jobs'=2c;;; 'a::bytes_out'=0c;;; 'a::jobs'=0c;;; \
-         'a::rejected'=0c;;; 'b::bytes_out'=20c;;; 'b::jobs'=2c;;; 'b::rejected'=0c;;;"
+         'server'=1;;; 'total_errors'=0c;;; 'total_jobs'=2c;;; 'a::bytes_out'=0c;;; 'a::expired'=0c;;; 'a::jobs'=0c;;; \
+         'a::rejected'=0c;;; 'b::bytes_out'=20c;;; 'b::expired'=0c;;; 'b::jobs'=2c;;; 'b::rejected'=0c;;;"
     );
     assert_eq!(
         server.ask("proxy_status", "check perfdatafilter=^total_jobs$"),
         "0:OK - proxy version v1.0.0 running.| 'total_jobs'=2c;;;"
     );
     assert!(server.ask("proxy_status", "check perfdatafilter=(").starts_with("3:UNKNOWN - "));
-    assert!(server.ask("proxy_status", "json").starts_with("{\"version\":\"1.0.0\",\"pid\":"));
+    let table = server.ask("proxy_status", "table 100x20");
+    assert!(table.starts_with("0:OK - gearman-proxy 1.0.0, process "), "{table}");
+    assert!(table.contains("\n  a -> d  "), "{table}");
     worker.stop();
 }
 
 #[test]
 fn a_request_of_any_length_is_answered_and_the_next_one_too() {
     let server = Gearmand::start();
-    let worker = StatusWorker::start(server.queue("proxy_status"), metrics(&[])).unwrap();
+    let worker = start(server.queue("proxy_status"), metrics(&[])).unwrap();
     let long = format!("check perfdatafilter=^queues$ {}", "x".repeat(3 << 20));
     assert_eq!(server.ask("proxy_status", &long), "0:OK - proxy version v1.0.0 running.| 'queues'=0;;;");
     assert_eq!(server.ask("proxy_status", "check perfdatafilter=x"), "0:OK - proxy version v1.0.0 running.|");
@@ -165,7 +172,7 @@ fn a_request_of_any_length_is_answered_and_the_next_one_too() {
 #[test]
 fn many_ask_at_once() {
     let server = Gearmand::start();
-    let worker = StatusWorker::start(server.queue("proxy_status"), metrics(&[])).unwrap();
+    let worker = start(server.queue("proxy_status"), metrics(&[])).unwrap();
     std::thread::scope(|scope| {
         for number in 0..8 {
             let server = &server;
@@ -183,7 +190,7 @@ fn many_ask_at_once() {
 fn it_comes_back_when_the_job_server_does() {
     let port = free_port();
     let server = Gearmand::start_on(port);
-    let worker = StatusWorker::start(server.queue("proxy_status"), metrics(&[])).unwrap();
+    let worker = start(server.queue("proxy_status"), metrics(&[])).unwrap();
     assert!(server.ask("proxy_status", "check").starts_with("0:OK"));
     drop(server);
     let server = Gearmand::start_on(port);
@@ -194,7 +201,7 @@ fn it_comes_back_when_the_job_server_does() {
 #[test]
 fn a_stop_leaves_the_job_server_at_once() {
     let server = Gearmand::start();
-    let worker = StatusWorker::start(server.queue("proxy_status"), metrics(&[])).unwrap();
+    let worker = start(server.queue("proxy_status"), metrics(&[])).unwrap();
     wait_until("it takes jobs", || server.admin("status").contains("proxy_status\t0\t0\t1\n"));
     let began = Instant::now();
     worker.stop();
@@ -209,7 +216,7 @@ fn a_stop_does_not_wait_for_a_dead_or_a_hanging_server() {
     let port = hanging.local_addr().unwrap().port();
     let hung = Address { server: Server { host: "127.0.0.1".to_owned(), port }, queue: "q".to_owned() };
     for address in [dead, hung] {
-        let worker = StatusWorker::start(address, metrics(&[])).unwrap();
+        let worker = start(address, metrics(&[])).unwrap();
         let began = Instant::now();
         worker.stop();
         assert!(began.elapsed() < Duration::from_secs(2));
@@ -228,7 +235,7 @@ fn the_backlog_of_a_forward_in_trouble_is_what_waits_at_its_source() {
     metrics.forwards()[0].troubled(&dead, "connection refused");
     metrics.forwards()[0].set_held(4);
     metrics.forwards()[1].set_held(5);
-    let worker = StatusWorker::start(server.queue("proxy_status"), Arc::clone(&metrics)).unwrap();
+    let worker = start(server.queue("proxy_status"), Arc::clone(&metrics)).unwrap();
     let mut answer = String::new();
     wait_until("the source was asked", || {
         answer = server.ask("proxy_status", "check");
@@ -244,71 +251,6 @@ fn the_backlog_of_a_forward_in_trouble_is_what_waits_at_its_source() {
     metrics.forwards()[0].recovered(&dead);
     assert_eq!(performance(&server.ask("proxy_status", "check"))["backlog"], 0);
     worker.stop();
-}
-
-/// What `--top --once` shows.
-fn look(config: &Config) -> String {
-    let mut out = Vec::new();
-    assert_eq!(top::run(config, true, &mut out).unwrap(), 0);
-    String::from_utf8(out).unwrap()
-}
-
-fn config(metrics: &Metrics, statusqueue: Option<Address>) -> Config {
-    Config {
-        logfile: LogTarget::Stdout,
-        debug: 0,
-        pidfile: None,
-        max_job_size: 1,
-        statusqueue,
-        metricsfile: None,
-        patterns: Vec::new(),
-        forwards: metrics.forwards().iter().map(|forward| forward.config.clone()).collect(),
-        warnings: Vec::new(),
-    }
-}
-
-#[test]
-fn a_look_shows_what_waits_and_what_the_proxy_says() {
-    let server = Gearmand::start();
-    let dead = Server { host: "127.0.0.1".to_owned(), port: free_port() };
-    let down = Address { server: dead.clone(), queue: "down".to_owned() };
-    let metrics = metrics(&[(server.queue("up"), server.queue("elsewhere")), (server.queue("down"), down)]);
-    for queue in ["down", "down", "elsewhere"] {
-        server.submit(queue, &["-b", "data"]);
-    }
-    metrics.forwards()[0].set_connected(true);
-    metrics.forwards()[1].set_held(7);
-    metrics.forwards()[1].troubled(&dead, "no route to the host");
-    let worker = StatusWorker::start(server.queue("proxy_status"), Arc::clone(&metrics)).unwrap();
-    let text = look(&config(&metrics, Some(server.queue("proxy_status"))));
-    let lines: Vec<&str> = text.lines().collect();
-    assert!(lines[0].starts_with("gearman-proxy 1.0.0, process "), "{text}");
-    assert!(lines[0].ends_with(": 1 of 2 forwards working"), "{text}");
-    assert!(lines[1].starts_with(&format!("{dead}: no route to the host, for ")), "{text}");
-    let words = |name: &str| -> Vec<&str> {
-        let line = lines.iter().find(|line| line.trim_start().starts_with(name)).unwrap();
-        line.split_whitespace().take(8).collect()
-    };
-    assert_eq!(words("down ")[..7], ["down", "2", "7", "-", "0", "0", "0"], "{text}");
-    assert_eq!(words("up -> ")[..], ["up", "->", "elsewhere", "0", "0", "1", "0", "0"], "{text}");
-    worker.stop();
-}
-
-#[test]
-fn a_look_without_proxy_or_servers_ends_and_says_so() {
-    let server = Gearmand::start();
-    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
-    let hung = Server { host: "127.0.0.1".to_owned(), port: hanging.local_addr().unwrap().port() };
-    let there = Address { server: hung.clone(), queue: "q".to_owned() };
-    let metrics = metrics(&[(server.queue("q"), there)]);
-    let began = Instant::now();
-    let text = look(&config(&metrics, Some(server.queue("proxy_status"))));
-    assert!(began.elapsed() < Duration::from_secs(8));
-    let status = server.queue("proxy_status");
-    assert!(text.contains(&format!("status queue {status}: no answer for 2 s: is the proxy running?\n")), "{text}");
-    assert!(text.contains(&format!("{hung}: no answer for 2 s, asked from here\n")), "{text}");
-    assert!(text.contains("0 of 1 forward working, seen from the job servers alone\n"), "{text}");
-    assert!(text.ends_with("dest down\n"), "{text}");
 }
 
 /// A job server of the test's own: answers the greeting, then does as the test says.
@@ -340,7 +282,7 @@ impl Fake {
 #[test]
 fn a_server_that_speaks_nonsense_is_left_and_tried_again() {
     let (fake, address) = Fake::start();
-    let worker = StatusWorker::start(address, metrics(&[])).unwrap();
+    let worker = start(address, metrics(&[])).unwrap();
     let nonsense: [&[u8]; 4] = [
         b"HTTP/1.1 400 Bad Request\r\n",
         b"\0RES\0\0\0\x07\0\0\0\0",
@@ -363,7 +305,7 @@ fn a_server_that_speaks_nonsense_is_left_and_tried_again() {
 #[test]
 fn a_storm_of_wake_ups_burns_nothing() {
     let (fake, address) = Fake::start();
-    let worker = StatusWorker::start(address, metrics(&[])).unwrap();
+    let worker = start(address, metrics(&[])).unwrap();
     let mut stream = fake.accept();
     stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let began = Instant::now();

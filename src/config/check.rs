@@ -26,6 +26,7 @@ struct Flows<'d> {
     all: Vec<Flow<'d>>,
     /// The forward that takes from a queue.
     explicit: HashMap<Address, usize>,
+    patterns: Vec<usize>,
     /// The status queue and reject queues, which no pattern matches.
     special: HashSet<Address>,
 }
@@ -36,7 +37,7 @@ impl Parser {
     pub(super) fn finish(mut self, paths: &[PathBuf]) -> Result<Config, ConfigErrors> {
         let (globals, drafts, report) = (&self.globals, &self.drafts, &mut self.report);
         check_kinds(drafts, report);
-        let flows = Flows::new(drafts, globals.address(Key::StatusQueue), report);
+        let flows = Flows::new(drafts, globals.addresses.get(&Key::StatusQueue), report);
         check_status_queue(&flows, globals, report);
         check_loops(&flows, report);
         if drafts.is_empty() && report.errors.is_empty() {
@@ -50,43 +51,42 @@ impl Parser {
             let errors = std::mem::take(&mut report.errors).into_iter().map(|(_, _, error)| error).collect();
             return Err(ConfigErrors { errors, warnings });
         }
-        let (forwards, patterns) = flows.build();
+        let explicit = flows.all.iter().filter(|flow| flow.pattern.is_none());
         Ok(Config {
-            logfile: globals.path(Key::Logfile).map_or(LogTarget::Stdout, LogTarget::from_text),
-            debug: globals.number(Key::Debug).and_then(|level| u8::try_from(level).ok()).unwrap_or(0),
-            pidfile: globals.path(Key::Pidfile).map(PathBuf::from),
+            logfile: globals
+                .paths
+                .get(&Key::Logfile)
+                .map_or(LogTarget::Stdout, |path| LogTarget::from_text(path.clone())),
+            debug: globals.numbers.get(&Key::Debug).and_then(|level| u8::try_from(*level).ok()).unwrap_or(0),
+            pidfile: globals.paths.get(&Key::Pidfile).map(PathBuf::from),
             max_job_size: usize_of(globals, Key::MaxJobSize, DEFAULT_MAX_JOB_SIZE),
-            statusqueue: globals.address(Key::StatusQueue).cloned(),
-            metricsfile: globals.path(Key::MetricsFile).map(PathBuf::from),
-            forwards,
-            patterns,
+            statusqueue: globals.addresses.get(&Key::StatusQueue).cloned(),
+            metricsfile: globals.paths.get(&Key::MetricsFile).map(PathBuf::from),
+            forwards: explicit.map(|flow| template(flow.draft, flow.source).named(&flow.source.queue)).collect(),
+            patterns: flows.patterns().collect(),
             warnings,
         })
     }
 }
 
 fn usize_of(settings: &Settings, key: Key, default: usize) -> usize {
-    settings.number(key).and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+    settings.numbers.get(&key).and_then(|number| usize::try_from(*number).ok()).unwrap_or(default)
 }
 
 /// Options that fit one kind of forward only; which kind it is may stand below them.
 fn check_kinds(drafts: &[Draft], report: &mut Report) {
-    for draft in drafts {
-        let Some(asynchronous) = draft.settings.is_asynchronous() else { continue };
-        for setting in &draft.settings.0 {
-            let name = setting.key.name();
-            match (setting.key.entry().scope, draft.settings.first(Key::Async)) {
-                (Scope::Asynchronous, Some(given)) if !asynchronous => {
-                    let line = given.spot.place().line;
-                    let why = format!("this one has `async = 0` in line {line}");
-                    report.wrong(&setting.spot, format!("`{name}` is for asynchronous forwards only: {why}"));
+    for Draft { settings, .. } in drafts {
+        let Some(asynchronous) = settings.is_asynchronous() else { continue };
+        let line = settings.spot(Key::Async).map_or(0, |spot| spot.place().line);
+        for (key, spot) in &settings.given {
+            let only = match key.entry().scope {
+                Scope::Asynchronous if !asynchronous => {
+                    format!("asynchronous forwards only: this one has `async = 0` in line {line}")
                 }
-                (Scope::Synchronous, _) if asynchronous => {
-                    let message = format!("`{name}` is for synchronous forwards only: those with `async = 0`");
-                    report.wrong(&setting.spot, message);
-                }
-                _ => {}
-            }
+                Scope::Synchronous if asynchronous => "synchronous forwards only: those with `async = 0`".to_owned(),
+                _ => continue,
+            };
+            report.wrong(spot, format!("`{}` is for {only}", key.name()));
         }
     }
 }
@@ -94,18 +94,18 @@ fn check_kinds(drafts: &[Draft], report: &mut Report) {
 /// The status queue is the proxy's own: a forward that takes from it takes the questions away, and a reject queue there
 /// would have its jobs answered and dropped.
 fn check_status_queue(flows: &Flows<'_>, globals: &Settings, report: &mut Report) {
-    let (Some(setting), Some(status)) = (globals.first(Key::StatusQueue), globals.address(Key::StatusQueue)) else {
+    let (Some(spot), Some(status)) = (globals.spot(Key::StatusQueue), globals.addresses.get(&Key::StatusQueue)) else {
         return;
     };
-    let named = format!("{status} is the status queue ({})", setting.spot.place());
+    let named = format!("{status} is the status queue ({})", spot.place());
     let is_status = |address: &Address| address.canonical() == status.canonical();
     for Flow { draft, source, .. } in &flows.all {
         if is_status(source) {
             report.wrong(&draft.spot, format!("{named}: no forward may take from it"));
         }
-        let reject = draft.settings.first(Key::RejectQueue);
-        if let Some(reject) = reject.filter(|_| draft.settings.address(Key::RejectQueue).is_some_and(is_status)) {
-            report.wrong(&reject.spot, format!("{named}: it keeps no jobs, reject to another one"));
+        let reject = draft.settings.spot(Key::RejectQueue);
+        if let Some(spot) = reject.filter(|_| draft.settings.addresses.get(&Key::RejectQueue).is_some_and(is_status)) {
+            report.wrong(spot, format!("{named}: it keeps no jobs, reject to another one"));
         }
     }
 }
@@ -157,9 +157,10 @@ fn report_loop(flows: &Flows<'_>, mut way: Vec<&Step>, report: &mut Report) {
 impl<'d> Flows<'d> {
     /// Reports forwards that are given twice.
     fn new(drafts: &'d [Draft], status: Option<&Address>, report: &mut Report) -> Flows<'d> {
-        let mut flows = Flows { all: Vec::new(), explicit: HashMap::new(), special: HashSet::new() };
+        let mut flows =
+            Flows { all: Vec::new(), explicit: HashMap::new(), patterns: Vec::new(), special: HashSet::new() };
         let mut first: HashMap<Address, &Draft> = HashMap::new();
-        let rejects = drafts.iter().filter_map(|draft| draft.settings.address(Key::RejectQueue));
+        let rejects = drafts.iter().filter_map(|draft| draft.settings.addresses.get(&Key::RejectQueue));
         flows.special.extend(rejects.chain(status).map(Address::canonical));
         for (draft, source) in drafts.iter().flat_map(|draft| draft.sources.iter().map(move |source| (draft, source))) {
             let canonical = source.canonical();
@@ -172,8 +173,9 @@ impl<'d> Flows<'d> {
             }
             first.insert(canonical.clone(), draft);
             let pattern = source.queue.contains(['*', '?']).then(|| Glob::new(&source.queue, false)).flatten();
-            if pattern.is_none() {
-                flows.explicit.insert(canonical.clone(), flows.all.len());
+            match &pattern {
+                Some(_) => flows.patterns.push(flows.all.len()),
+                None => drop(flows.explicit.insert(canonical.clone(), flows.all.len())),
             }
             flows.all.push(Flow { draft, source, canonical, pattern });
         }
@@ -182,40 +184,36 @@ impl<'d> Flows<'d> {
 
     /// Whether a pattern takes from a queue of its server.
     fn takes(&self, pattern: &Flow<'_>, queue: &str) -> bool {
-        let address = pattern.canonical.with_queue(queue);
-        let known = self.explicit.contains_key(&address) || self.special.contains(&address);
-        !known && pattern.pattern.as_ref().is_some_and(|pattern| pattern.matches(queue))
+        let known = |address| self.explicit.contains_key(&address) || self.special.contains(&address);
+        let matches = pattern.pattern.as_ref().is_some_and(|pattern| pattern.matches(queue));
+        matches && !known(pattern.canonical.with_queue(queue))
     }
 
     /// The forwards to which jobs can get from one, each once, with the queue by which they get there.
     fn next(&self, index: usize) -> Vec<(usize, Address)> {
         let flow = &self.all[index];
-        let Draft { destinations, settings, .. } = flow.draft;
         let mut found: Vec<(usize, Address)> = Vec::new();
-        for target in destinations.iter().chain(settings.address(Key::RejectQueue)) {
-            let keeps = target.queue.is_empty();
-            let target = if keeps { target.with_queue(&flow.source.queue) } else { target.clone() };
+        for target in flow.draft.destinations.iter().chain(flow.draft.settings.addresses.get(&Key::RejectQueue)) {
+            let kept = flow.pattern.as_ref().filter(|_| target.queue.is_empty());
+            let target = if target.queue.is_empty() { target.with_queue(&flow.source.queue) } else { target.clone() };
             let canonical = target.canonical();
-            match &flow.pattern {
-                Some(pattern) if keeps => {
-                    let there = |(index, other): (usize, &Flow<'_>)| {
-                        let meets = match &other.pattern {
-                            Some(other) => other.intersects(pattern),
-                            None => self.takes(flow, &other.source.queue),
-                        };
-                        let known = if other.pattern.is_some() { &target } else { other.source };
-                        (meets && other.canonical.server == canonical.server).then(|| (index, known.clone()))
-                    };
-                    found.extend(self.all.iter().enumerate().filter_map(there));
-                }
-                _ => {
-                    let takes = |other: &&Flow<'_>| {
-                        other.canonical.server == canonical.server && self.takes(other, &canonical.queue)
-                    };
-                    let by_pattern = || self.all.iter().position(|other| takes(&other));
-                    let next = self.explicit.get(&canonical).copied().or_else(by_pattern);
-                    found.extend(next.map(|next| (next, target)));
-                }
+            if let Some(next) = self.explicit.get(&canonical).filter(|_| kept.is_none()) {
+                found.push((*next, target));
+                continue;
+            }
+            let there = |index: usize| {
+                let other = &self.all[index];
+                let (meets, queue) = match (kept, &other.pattern) {
+                    _ if other.canonical.server != canonical.server => return None,
+                    (Some(kept), Some(pattern)) => (kept.intersects(pattern), &target),
+                    (Some(_), None) => (self.takes(flow, &other.source.queue), other.source),
+                    (None, _) => (self.takes(other, &target.queue), &target),
+                };
+                meets.then(|| (index, queue.clone()))
+            };
+            match kept {
+                Some(_) => found.extend((0..self.all.len()).filter_map(there)),
+                None => found.extend(self.patterns.iter().copied().filter_map(there)),
             }
         }
         let mut seen = HashSet::new();
@@ -224,24 +222,17 @@ impl<'d> Flows<'d> {
         found
     }
 
-    fn build(&self) -> (Vec<ForwardConfig>, Vec<QueuePattern>) {
-        let (mut forwards, mut patterns) = (Vec::new(), Vec::new());
-        for Flow { draft, source, canonical, pattern } in &self.all {
-            let template = template(draft, source);
-            let Some(pattern) = pattern else {
-                forwards.push(template.named(&source.queue));
-                continue;
-            };
+    fn patterns(&self) -> impl Iterator<Item = QueuePattern> {
+        self.all.iter().filter_map(|Flow { draft, source, canonical, pattern }| {
             let known = self.explicit.keys().chain(&self.special);
             let here = known.filter(|address| address.server == canonical.server);
-            patterns.push(QueuePattern {
+            Some(QueuePattern {
                 server: source.server.clone(),
-                pattern: pattern.clone(),
-                template,
+                pattern: pattern.clone()?,
+                template: template(draft, source),
                 excluded: Arc::new(here.map(|address| address.queue.clone()).collect()),
-            });
-        }
-        (forwards, patterns)
+            })
+        })
     }
 }
 
@@ -251,14 +242,20 @@ fn template(draft: &Draft, source: &Address) -> ForwardConfig {
     let asynchronous = settings.is_asynchronous().unwrap_or(true);
     let workers = usize_of(settings, Key::Worker, 1);
     let prefetch = if asynchronous { usize_of(settings, Key::Prefetch, DEFAULT_PREFETCH) } else { workers };
-    let seconds = |key| settings.number(key).filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    let seconds =
+        |key| settings.numbers.get(&key).filter(|seconds| **seconds > 0).map(|seconds| Duration::from_secs(*seconds));
+    let substitutions = |key| {
+        let of_key = settings.substitutions.iter().filter(|(other, _)| *other == key);
+        of_key.map(|(_, substitution)| substitution.clone()).collect()
+    };
     let mut stages = Stages {
-        decrypt: settings.password(Key::Decrypt),
-        data_callbacks: settings.substitutions(Key::DataCallback),
-        uniq_callbacks: settings.substitutions(Key::UniqCallback),
+        decrypt: settings.ciphers.get(&Key::Decrypt).cloned(),
+        data_callbacks: substitutions(Key::DataCallback),
+        uniq_callbacks: substitutions(Key::UniqCallback),
         ..Stages::default()
     };
-    stages.encrypt = settings.password(Key::Encrypt);
+    stages.encrypt = settings.ciphers.get(&Key::Encrypt).cloned();
+    stages.reads_time = settings.numbers.get(&Key::MaxAge).is_some_and(|seconds| *seconds > 0);
     ForwardConfig {
         place: draft.spot.place().clone(),
         source: source.clone(),
@@ -267,14 +264,14 @@ fn template(draft: &Draft, source: &Address) -> ForwardConfig {
         asynchronous,
         workers,
         prefetch,
-        prefetch_is_explicit: settings.first(Key::Prefetch).is_some(),
-        priority: match settings.number(Key::Priority) {
+        prefetch_is_explicit: settings.spot(Key::Prefetch).is_some(),
+        priority: match settings.numbers.get(&Key::Priority) {
             Some(0) => Priority::Low,
             Some(2) => Priority::High,
             _ => Priority::Normal,
         },
         timeout: seconds(Key::Timeout),
         max_age: seconds(Key::MaxAge),
-        reject_queue: settings.address(Key::RejectQueue).cloned(),
+        reject_queue: settings.addresses.get(&Key::RejectQueue).cloned(),
     }
 }

@@ -51,7 +51,7 @@ pub struct Entry {
 /// Writes the keys once, as the enum and as the table: `Key scope kind, name = values (default): meaning`.
 macro_rules! keys {
     ($($key:ident $scope:ident $kind:expr, $name:literal = $values:literal ($default:literal): $meaning:literal)+) => {
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Key { $($key),+ }
 
         /// All keys, in the order of the documentation, which is that of the enum.

@@ -1,17 +1,21 @@
 //! Turns lines into settings of the proxy and drafts of forwards, or into what is wrong with them.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::address::{self, Address, AddressError, check_written};
+use super::address::{self, Address, AddressError, Parsed, check_written};
 use super::error::{ConfigError, Place, quoted, secret};
 use super::keys::{self, KEYS, Key, Kind, Scope};
-use super::source::{ConfigFile, Line, read_password};
+use super::source::{Line, read_password};
 use super::variables::{self, ExpansionError, Variables, is_name};
 use crate::stages::cipher::Cipher;
 use crate::stages::substitution::Substitution;
 
 const MISSING_SIGN: &str = "the `=` is missing: a line is `key = value`, or a comment that begins with `#`";
+
+const NOT_PERL: &str = "only s/PATTERN/REPLACEMENT/FLAGS is possible here, not Perl code: gearman-proxy-convert turns many \
+                        callbacks into it";
 
 /// Mod-Gearman uses no more of a password, bytes.
 const MAX_PASSWORD: usize = 32;
@@ -50,67 +54,28 @@ impl<'a> Part<'a> {
     }
 }
 
-#[derive(Debug)]
-enum Value {
-    Number(u64),
-    Path(String),
-    Address(Address),
-    Password(Box<Cipher>),
-    Substitution(Substitution),
-}
-
-/// A line `KEY = VALUE`.
-#[derive(Debug)]
-pub(super) struct Setting {
-    pub(super) key: Key,
-    pub(super) spot: Spot,
-    /// None if it is wrong, which was reported.
-    value: Option<Value>,
-}
-
-/// The settings of the proxy, or of one forward; each key once, but for substitutions.
+/// The settings of the proxy, or of one forward. What is wrong has a spot but no value.
 #[derive(Debug, Default)]
-pub(super) struct Settings(pub(super) Vec<Setting>);
+pub(super) struct Settings {
+    /// In the order of the lines; substitutions may be given more than once.
+    pub(super) given: Vec<(Key, Spot)>,
+    pub(super) numbers: HashMap<Key, u64>,
+    pub(super) paths: HashMap<Key, String>,
+    pub(super) addresses: HashMap<Key, Address>,
+    pub(super) ciphers: HashMap<Key, Cipher>,
+    pub(super) substitutions: Vec<(Key, Substitution)>,
+}
 
 impl Settings {
-    pub(super) fn first(&self, key: Key) -> Option<&Setting> {
-        self.0.iter().find(|setting| setting.key == key)
-    }
-
-    fn value(&self, key: Key) -> Option<&Value> {
-        self.first(key)?.value.as_ref()
-    }
-
-    pub(super) fn number(&self, key: Key) -> Option<u64> {
-        if let Value::Number(number) = self.value(key)? { Some(*number) } else { None }
-    }
-
-    pub(super) fn path(&self, key: Key) -> Option<String> {
-        if let Value::Path(path) = self.value(key)? { Some(path.clone()) } else { None }
-    }
-
-    pub(super) fn address(&self, key: Key) -> Option<&Address> {
-        if let Value::Address(address) = self.value(key)? { Some(address) } else { None }
-    }
-
-    pub(super) fn password(&self, key: Key) -> Option<Cipher> {
-        if let Value::Password(cipher) = self.value(key)? { Some(cipher.as_ref().clone()) } else { None }
-    }
-
-    pub(super) fn substitutions(&self, key: Key) -> Vec<Substitution> {
-        let substitution = |setting: &Setting| match &setting.value {
-            Some(Value::Substitution(substitution)) if setting.key == key => Some(substitution.clone()),
-            _ => None,
-        };
-        self.0.iter().filter_map(substitution).collect()
+    /// Where a key is given first.
+    pub(super) fn spot(&self, key: Key) -> Option<&Spot> {
+        self.given.iter().find(|(given, _)| *given == key).map(|(_, spot)| spot)
     }
 
     /// None if that is not known, because `async` is wrong.
     pub(super) fn is_asynchronous(&self) -> Option<bool> {
-        match self.first(Key::Async) {
-            Some(_) => self.number(Key::Async).map(|number| number == 1),
-            None => Some(true),
-        }
+        let given = self.numbers.get(&Key::Async).map(|number| *number == 1);
+        if self.spot(Key::Async).is_some() { given } else { Some(true) }
     }
 }
 
@@ -152,6 +117,7 @@ impl Report {
 }
 
 /// Reads files one after the other.
+#[derive(Default)]
 pub(super) struct Parser {
     variables: Variables,
     pub(super) report: Report,
@@ -166,25 +132,12 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    pub(super) fn new(environment: fn(&str) -> Option<String>) -> Parser {
-        Parser {
-            variables: Variables::new(environment),
-            report: Report::default(),
-            globals: Settings::default(),
-            drafts: Vec::new(),
-            in_forward: false,
-            world_readable: false,
-            ciphers: Vec::new(),
-        }
-    }
-
     /// Reads a file's lines.
-    pub(super) fn file(&mut self, file: ConfigFile) {
+    pub(super) fn file(&mut self, lines: Vec<Line>, world_readable: bool) {
         self.in_forward = false;
-        self.world_readable = file.world_readable;
-        let lines: Vec<Arc<Line>> = file.lines.into_iter().map(Arc::new).collect();
-        let perl = lines.iter().find_map(|line| Some((line, perl(&line.text)?)));
-        if let Some((line, offset)) = perl {
+        self.world_readable = world_readable;
+        let lines: Vec<Arc<Line>> = lines.into_iter().map(Arc::new).collect();
+        if let Some((line, offset)) = lines.iter().find_map(|line| Some((line, perl(&line.text)?))) {
             self.report.order += 1;
             let spot = Spot { order: self.report.order, line: Arc::clone(line), offset };
             let name = line.place.file.display();
@@ -216,7 +169,11 @@ impl Parser {
         };
         if let Some((offset, message)) = broken {
             self.report.wrong(&start.at(offset), message);
-            return self.broken_line(&start.at(whole.offset), whole.text);
+            // It is a forward if it looks like one, lest the options under it be taken for those of the forward above.
+            if whole.text.split(['=', ' ', '\t']).next().is_some_and(|key| key.contains('/')) {
+                self.draft(start, Vec::new(), Vec::new());
+            }
+            return;
         }
         let value = Part::trimmed(behind.unwrap_or_default(), sign + 1);
         let key = Part::trimmed(line.text.get(..sign).unwrap_or_default(), 0);
@@ -233,15 +190,6 @@ impl Parser {
             // Of a line such as `decrypt aGVsbG8=` what stands before the `=` is more than a key.
             let hidden = secret(&line.text).is_some_and(|start| start < key.offset + key.text.len());
             self.report.wrong(&spot, if hidden { MISSING_SIGN.to_owned() } else { unknown(key.text) });
-        }
-    }
-
-    /// Lets a line that can't be read be a forward if it looks like one, lest the options under it be taken for those of
-    /// the forward above.
-    fn broken_line(&mut self, spot: &Spot, text: &str) {
-        let key = text.split(['=', ' ', '\t']).next();
-        if key.is_some_and(|key| key.contains('/')) {
-            self.draft(spot, Vec::new(), Vec::new());
         }
     }
 
@@ -263,12 +211,7 @@ impl Parser {
 
     /// Expands a value and reads it. None if it is wrong, which was reported: what `read` finds, at its spot in the text
     /// as written.
-    fn expand<T>(
-        &mut self,
-        spot: &Spot,
-        part: Part<'_>,
-        read: impl FnOnce(&str) -> Result<T, AddressError>,
-    ) -> Option<T> {
+    fn expand<T>(&mut self, spot: &Spot, part: Part<'_>, read: impl FnOnce(&str) -> Parsed<T>) -> Option<T> {
         let expanded = match self.variables.expand(part.text) {
             Ok(expanded) => expanded,
             Err(ExpansionError::Reported) => return None,
@@ -314,10 +257,9 @@ impl Parser {
 
     fn option(&mut self, spot: &Spot, key: Key, value: Part<'_>) {
         let name = key.name();
-        let global = key.entry().scope == Scope::Global;
-        let given = match self.drafts.last() {
-            _ if global => &self.globals,
-            Some(draft) if self.in_forward => &draft.settings,
+        let given = match self.drafts.last_mut() {
+            _ if key.entry().scope == Scope::Global => &mut self.globals,
+            Some(draft) if self.in_forward => &mut draft.settings,
             _ => {
                 let message = format!(
                     "`{name}` is a forward's option and stands before any forward: it belongs under a line \
@@ -326,66 +268,62 @@ impl Parser {
                 return self.report.wrong(spot, message);
             }
         };
-        if let Some(first) = given.first(key).filter(|_| !key.takes_substitution()) {
-            let message = format!("`{name}` is given twice, first at {}", first.spot.place());
+        if let Some(first) = given.spot(key).filter(|_| !key.takes_substitution()) {
+            let message = format!("`{name}` is given twice, first at {}", first.place());
             return self.report.wrong(spot, message);
         }
-        let value = if value.text.is_empty() {
-            let message = format!("`{name}` has no value: expected {}", key.entry().values);
-            self.report.wrong(&spot.at(value.offset), message);
-            None
-        } else {
-            self.value(spot, key, value)
-        };
-        let setting = Setting { key, spot: spot.clone(), value };
+        given.given.push((key, spot.clone()));
+        // Out of its place for as long as the parser reads on its behalf.
+        let mut settings = std::mem::take(given);
+        self.value(spot, key, value, &mut settings);
         match self.drafts.last_mut() {
-            Some(draft) if !global => draft.settings.0.push(setting),
-            _ => self.globals.0.push(setting),
+            Some(draft) if key.entry().scope != Scope::Global => draft.settings = settings,
+            _ => self.globals = settings,
         }
     }
 
-    fn value(&mut self, spot: &Spot, key: Key, value: Part<'_>) -> Option<Value> {
-        let text = value.text;
-        let number = match &key.entry().kind {
+    fn value(&mut self, spot: &Spot, key: Key, value: Part<'_>, settings: &mut Settings) {
+        let (text, kind) = (value.text, &key.entry().kind);
+        if text.is_empty() {
+            let message = format!("`{}` has no value: expected {}", key.name(), key.entry().values);
+            return self.report.wrong(&spot.at(value.offset), message);
+        }
+        if matches!(kind, Kind::Path | Kind::Address | Kind::Queue | Kind::Password) {
+            self.doubt(spot, text);
+        }
+        let number = match kind {
             Kind::Words(words) => words.iter().position(|word| *word == text).map(|position| position as u64),
             Kind::Number(range) => digits(text).filter(|number| range.contains(number)),
             Kind::Size(range) => size(text).filter(|bytes| range.contains(bytes)),
-            Kind::Substitution => return self.substitution(spot, value).map(Value::Substitution),
-            kind => {
-                self.doubt(spot, text);
-                return match kind {
-                    Kind::Path => self.output(spot, key, value).map(Value::Path),
-                    Kind::Password => self.password(spot, value).map(|cipher| Value::Password(Box::new(cipher))),
-                    Kind::Queue => self.reject_queue(spot, value).map(Value::Address),
-                    _ => self.expand(spot, value, Address::parse).map(Value::Address),
-                };
+            Kind::Substitution => {
+                return settings.substitutions.extend(self.substitution(spot, value).map(|s| (key, s)));
+            }
+            Kind::Path => return settings.paths.extend(self.output(spot, value).map(|path| (key, path))),
+            Kind::Password => return settings.ciphers.extend(self.password(spot, value).map(|cipher| (key, cipher))),
+            Kind::Queue => return settings.addresses.extend(self.reject_queue(spot, value).map(|queue| (key, queue))),
+            Kind::Address => {
+                return settings
+                    .addresses
+                    .extend(self.expand(spot, value, Address::parse).map(|address| (key, address)));
             }
         };
         if number.is_none() {
-            let comment = if text.contains([' ', '\t']) && text.contains(['#', ';']) {
-                "; a comment has a line of its own"
-            } else {
-                ""
-            };
+            let comment = if text.contains(['#', ';']) { "; a comment has a line of its own" } else { "" };
             let expected = format!("for `{}`: expected {}{comment}", key.name(), key.entry().values);
             let message = format!("invalid value {} {expected}", quoted(text));
             self.wrong_quoting(&spot.at(value.offset), message, &format!("invalid value {expected}"));
         }
-        number.map(Value::Number)
+        settings.numbers.extend(number.map(|number| (key, number)));
     }
 
     fn substitution(&mut self, spot: &Spot, value: Part<'_>) -> Option<Substitution> {
-        let is_perl = value.text.strip_prefix("sub").is_some_and(|rest| rest.starts_with(['{', ' ', '\t', '(']));
-        if is_perl {
-            let message = "only s/PATTERN/REPLACEMENT/FLAGS is possible here, not Perl code: gearman-proxy-convert \
-                           turns many callbacks into it";
-            self.report.wrong(&spot.at(value.offset), message);
-            return None;
-        }
-        let wrong = |error: crate::stages::substitution::SubstitutionError| {
-            self.report.wrong(&spot.at(value.offset + error.offset), error.message);
+        let (offset, message) = match Substitution::parse(value.text) {
+            Ok(substitution) => return Some(substitution),
+            Err(_) if value.text.starts_with("sub") => (0, NOT_PERL.to_owned()),
+            Err(error) => (error.offset, error.message),
         };
-        Substitution::parse(value.text).map_err(wrong).ok()
+        self.report.wrong(&spot.at(value.offset + offset), message);
+        None
     }
 
     /// An address, or a queue name alone, on the source's server.
@@ -414,12 +352,12 @@ impl Parser {
     }
 
     /// The path of a file that will be written, or `stdout` and the like.
-    fn output(&mut self, spot: &Spot, key: Key, value: Part<'_>) -> Option<String> {
+    fn output(&mut self, spot: &Spot, value: Part<'_>) -> Option<String> {
         let path = self.path(spot, value)?;
-        let folder = Path::new(&path).parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
-        if let Some(folder) = folder {
-            let folder = quoted(&folder.to_string_lossy());
-            self.report.warn(spot, &format!("the folder {folder} of `{}` does not exist: create it", key.name()));
+        let folder =
+            Path::new(&path).parent().map(|folder| folder.to_string_lossy()).filter(|folder| !folder.is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.starts_with('~') && !Path::new(folder.as_ref()).is_dir()) {
+            self.report.warn(spot, &format!("the folder {} does not exist: create it", quoted(&folder)));
         }
         Some(path)
     }
@@ -440,18 +378,12 @@ impl Parser {
         let path = Part::trimmed(path, value.offset + "file:".len());
         let name = self.path(spot, path)?;
         let shown = quoted(&name);
-        match read_password(&name) {
-            Ok(file) => {
-                if file.world_readable {
-                    self.report.warn(spot, &format!("password file {shown} is world-readable: run chmod o-r"));
-                }
-                Some(self.cipher(spot, &file.password))
-            }
-            Err(reason) => {
-                self.report.wrong(&spot.at(path.offset), format!("password file {shown} {reason}"));
-                None
-            }
+        let wrong = |reason| self.report.wrong(&spot.at(path.offset), format!("password file {shown} {reason}"));
+        let (password, world_readable) = read_password(&name).map_err(wrong).ok()?;
+        if world_readable {
+            self.report.warn(spot, &format!("password file {shown} is world-readable: run chmod o-r"));
         }
+        Some(self.cipher(spot, &password))
     }
 
     fn cipher(&mut self, spot: &Spot, password: &[u8]) -> Cipher {
@@ -460,11 +392,11 @@ impl Parser {
             self.report.warn(spot, &message);
         }
         let cipher = Cipher::new(password);
-        if let Some(known) = self.ciphers.iter().find(|known| **known == cipher) {
-            return known.clone();
-        }
-        self.ciphers.push(cipher.clone());
-        cipher
+        let known = self.ciphers.iter().position(|known| *known == cipher).unwrap_or_else(|| {
+            self.ciphers.push(cipher);
+            self.ciphers.len() - 1
+        });
+        self.ciphers[known].clone()
     }
 }
 
@@ -472,7 +404,7 @@ impl Parser {
 fn perl(line: &str) -> Option<usize> {
     let (before, after) = line.split_once("$queues")?;
     let is_perl = after.trim_start().strip_prefix("->").is_some_and(|rest| rest.trim_start().starts_with('{'))
-        || before.trim().is_empty() && after.trim_start().strip_prefix('=').is_some_and(|rest| rest.trim() == "{");
+        || after.trim_start().strip_prefix('=').is_some_and(|rest| rest.trim() == "{" || rest.contains("=>"));
     let comment = before.trim_start().starts_with(['#', ';']);
     let callback = before.split_once('=').is_some_and(|(key, _)| keys::find(key.trim()).is_some());
     (is_perl && !comment && !callback).then_some(before.len())

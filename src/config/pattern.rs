@@ -7,7 +7,7 @@ use std::sync::Arc;
 use regex::Regex;
 
 use super::address::{Address, Server, check_queue};
-use super::{ForwardConfig, Place};
+use super::{Config, ForwardConfig, Place};
 
 /// More queues than this are not relayed by one pattern: each is a forward with threads and connections, and the names
 /// come from outside.
@@ -74,12 +74,6 @@ impl Glob {
     }
 }
 
-impl fmt::Display for Glob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 /// A forward for each queue of a server whose name matches: `$local/hostgroup_* = $remote/`.
 #[derive(Debug, Clone)]
 pub struct QueuePattern {
@@ -135,20 +129,30 @@ impl fmt::Display for TooMany {
     }
 }
 
-/// Finds the forwards that `patterns` make of the queues of `server`.
-pub(super) fn find<'q>(patterns: &[QueuePattern], server: &Server, queues: impl Iterator<Item = &'q str>) -> Found {
-    let mut left: BTreeSet<&str> = queues.collect();
-    let mut found = Found::default();
-    for pattern in patterns.iter().filter(|pattern| pattern.server == *server) {
-        let forwards: Vec<ForwardConfig> = left.iter().filter_map(|queue| pattern.forward_for(queue)).collect();
-        left.retain(|queue| !pattern.pattern.matches(queue));
-        if forwards.len() > MAX_FOUND {
-            let ForwardConfig { place, source, .. } = pattern.template.clone();
-            found.errors.push(TooMany { place, source, count: forwards.len() });
+impl Config {
+    /// The forwards that patterns make of the queues that a server names. Explicit forwards win; the status queue and
+    /// reject queues never match.
+    pub fn found_forwards<'q>(&self, server: &Server, queues: impl Iterator<Item = &'q str>) -> Found {
+        let mut left: BTreeSet<&str> = queues.collect();
+        let mut found = Found::default();
+        for pattern in self.patterns.iter().filter(|pattern| pattern.server == *server) {
+            let forwards: Vec<ForwardConfig> = left.iter().filter_map(|queue| pattern.forward_for(queue)).collect();
+            left.retain(|queue| !pattern.pattern.matches(queue));
+            if forwards.len() > MAX_FOUND {
+                let ForwardConfig { place, source, .. } = pattern.template.clone();
+                found.errors.push(TooMany { place, source, count: forwards.len() });
+            }
+            found.forwards.extend(forwards.into_iter().take(MAX_FOUND));
         }
-        found.forwards.extend(forwards.into_iter().take(MAX_FOUND));
+        found
     }
-    found
+
+    /// The forward that takes from this queue, or that a pattern would make for it.
+    pub fn forward_from(&self, source: &Address) -> Option<ForwardConfig> {
+        let explicit = self.forwards.iter().find(|forward| forward.source == *source).cloned();
+        let of_server = self.patterns.iter().filter(|pattern| pattern.server == source.server);
+        explicit.or_else(|| of_server.filter_map(|pattern| pattern.forward_for(&source.queue)).next())
+    }
 }
 
 #[cfg(test)]

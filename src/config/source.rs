@@ -1,13 +1,13 @@
 //! Finds the files of a configuration and cuts them into lines that know their place.
 
 use std::collections::HashSet;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{ConfigError, Place, escaped};
+use super::error::{ConfigError, Place};
 use super::pattern::Glob;
 
 /// No configuration is larger, bytes.
@@ -17,18 +17,12 @@ const MAX_FILE_SIZE: u64 = 16 << 20;
 const MAX_PASSWORD_SIZE: u64 = 64 << 10;
 
 /// Files of a folder are read if their name ends so.
-const EXTENSIONS: [&str; 2] = ["cfg", "conf"];
+const EXTENSIONS: [&str; 2] = [".cfg", ".conf"];
 
 /// Linux's number, but for MIPS and SPARC: there it is another harmless flag, and the check before opening has to do.
 const O_NONBLOCK: i32 = 0o4000;
 
-/// A configuration file as it was read.
-#[derive(Debug)]
-pub(super) struct ConfigFile {
-    pub(super) lines: Vec<Line>,
-    pub(super) world_readable: bool,
-}
-
+/// A line of a configuration file.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) place: Place,
@@ -85,27 +79,20 @@ fn reason(error: &io::Error) -> String {
 }
 
 fn folder(path: &Path) -> Vec<Result<PathBuf, ConfigError>> {
-    let is_read = |file: &PathBuf| {
-        file.extension().is_some_and(|extension| EXTENSIONS.iter().any(|known| extension == *known)) && !file.is_dir()
-    };
-    match names(path) {
-        Ok(names) => names.into_iter().map(|name| path.join(name)).filter(is_read).map(Ok).collect(),
+    match listed(path, |name| EXTENSIONS.iter().any(|extension| name.ends_with(extension))) {
+        Ok(files) => files.into_iter().filter(|file| !file.is_dir()).map(Ok).collect(),
         Err(error) => vec![Err(unreadable(path, &error))],
     }
 }
 
-/// The names in a folder that are not hidden, sorted by their bytes.
-fn names(folder: &Path) -> io::Result<Vec<std::ffi::OsString>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        // Editors keep locks and drafts beside the file under such names.
-        if !name.as_encoded_bytes().starts_with(b".") {
-            names.push(name);
-        }
-    }
+/// What is in a folder under such names, sorted by their bytes. Not what is hidden: editors keep locks and drafts beside
+/// the file under such names.
+fn listed(folder: &Path, accepts: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
+    let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let mut names = fs::read_dir(here)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    names.retain(|name| !name.as_encoded_bytes().starts_with(b".") && accepts(&name.to_string_lossy()));
     names.sort();
-    Ok(names)
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
 /// What a pattern matches, sorted component by component.
@@ -114,20 +101,13 @@ fn matches(pattern: &Path) -> Vec<PathBuf> {
     for component in pattern.components() {
         let part = component.as_os_str().to_string_lossy();
         let is_pattern = matches!(component, Component::Normal(_)) && part.contains(['*', '?', '[']);
-        let glob = is_pattern.then(|| Glob::new(&part, true));
-        let mut next = Vec::new();
-        for base in found {
-            let Some(glob) = &glob else {
-                next.push(base.join(component));
-                continue;
-            };
-            let listed = if base.as_os_str().is_empty() { Path::new(".") } else { &base };
-            let matching = names(listed).unwrap_or_default().into_iter();
-            let matching =
-                matching.filter(|name| glob.as_ref().is_some_and(|glob| glob.matches(&name.to_string_lossy())));
-            next.extend(matching.map(|name| base.join(name)));
-        }
-        found = next;
+        let glob = Glob::new(&part, true);
+        let matches = |name: &str| glob.as_ref().is_some_and(|glob| glob.matches(name));
+        let below = |base: PathBuf| match is_pattern {
+            true => listed(&base, matches).unwrap_or_default(),
+            false => vec![base.join(component)],
+        };
+        found = found.into_iter().flat_map(below).collect();
     }
     found.retain(|path| path.exists());
     found
@@ -141,7 +121,7 @@ fn read_regular(path: &Path, limit: u64) -> io::Result<(Vec<u8>, Metadata)> {
     };
     regular(fs::metadata(path)?)?;
     // What stands there may have changed since: opening must not wait either.
-    let file: File = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
     let metadata = regular(file.metadata()?)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
@@ -162,8 +142,9 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// None if the file was read before, which happens when a file and its folder are both named.
-    pub(super) fn read(&mut self, path: &Path) -> Result<Option<ConfigFile>, ConfigError> {
+    /// A file's lines, and whether others can read it. None if the file was read before, which happens when a file and its
+    /// folder are both named.
+    pub(super) fn read(&mut self, path: &Path) -> Result<Option<(Vec<Line>, bool)>, ConfigError> {
         let (bytes, metadata) = read_regular(path, MAX_FILE_SIZE).map_err(|error| unreadable(path, &error))?;
         if !self.seen.insert((metadata.dev(), metadata.ino())) {
             return Ok(None);
@@ -172,7 +153,7 @@ impl Reader {
             let message = "is not a text file: expected UTF-8, one `key = value` a line";
             return Err(ConfigError::of_file(path.display(), message));
         }
-        Ok(Some(ConfigFile { lines: lines(path, &bytes), world_readable: world_readable(&metadata) }))
+        Ok(Some((lines(path, &bytes), world_readable(&metadata))))
     }
 }
 
@@ -193,26 +174,19 @@ fn lines(path: &Path, bytes: &[u8]) -> Vec<Line> {
     bytes.split(|b| *b == b'\n').enumerate().map(line).collect()
 }
 
-/// A password and whether everybody on this machine may read its file.
-pub(super) struct PasswordFile {
-    pub(super) password: Vec<u8>,
-    pub(super) world_readable: bool,
-}
-
-/// Reads a password file: its content without the line ends at its end.
+/// Reads a password file: its content without the line ends at its end, and whether others can read it.
 ///
 /// # Errors
 /// What is wrong, to follow the file's name.
-pub(super) fn read_password(path: &str) -> Result<PasswordFile, String> {
+pub(super) fn read_password(path: &str) -> Result<(Vec<u8>, bool), String> {
     let read = read_regular(Path::new(path), MAX_PASSWORD_SIZE);
-    let (mut password, metadata) = read.map_err(|error| format!("cannot be read: {}", escaped(&reason(&error))))?;
-    while password.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
-        password.pop();
-    }
+    let (mut password, metadata) = read.map_err(|error| format!("cannot be read: {}", reason(&error)))?;
+    let end = password.iter().rposition(|b| !matches!(b, b'\n' | b'\r')).map_or(0, |last| last + 1);
+    password.truncate(end);
     if password.is_empty() {
         return Err("is empty: it should hold the password".to_owned());
     }
-    Ok(PasswordFile { password, world_readable: world_readable(&metadata) })
+    Ok((password, world_readable(&metadata)))
 }
 
 #[cfg(test)]

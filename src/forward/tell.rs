@@ -104,7 +104,7 @@ impl Teller {
 
     fn back(&self, server: &Server) {
         self.metrics.recovered(server);
-        self.outages.back(&server.to_string(), &self.name, self.metrics.waiting().unwrap_or(0));
+        self.outages.back(&server.to_string(), &self.name, self.metrics.counts.waiting.get().unwrap_or(0));
     }
 
     pub fn tell(&self, tell: Tell) {

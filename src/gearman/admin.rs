@@ -76,8 +76,10 @@ pub fn each_worker(
     // FD ADDRESS CLIENT-ID : QUEUE QUEUE...; a client id or queue with blanks can't be told from two.
     Connection::ask_once(server, "workers\n", limits, stop, |line| {
         let line = String::from_utf8_lossy(line);
-        if let Some((head, queues)) = line.split_once(" :") {
-            let id = head.splitn(3, ' ').nth(2).unwrap_or_default();
+        let mut fields = line.splitn(4, ' ').skip(2);
+        if let (Some(id), Some(rest)) = (fields.next(), fields.next())
+            && let Some(queues) = rest.strip_prefix(':')
+        {
             worker(id, &mut queues.split_ascii_whitespace());
         }
     })
@@ -113,7 +115,9 @@ mod tests {
 
     fn queues(server: &Server) -> Result<BTreeMap<String, QueueStatus>, ConnectionError> {
         let mut queues = BTreeMap::new();
-        each_queue(server, &LIMITS, &Latch::default(), |name, status| drop(queues.insert(name.to_owned(), status)))?;
+        each_queue(server, &LIMITS, &Latch::default(), |name, status| {
+            queues.insert(name.to_owned(), status);
+        })?;
         Ok(queues)
     }
 

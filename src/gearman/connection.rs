@@ -48,6 +48,9 @@ const LOOKUP_STACK_SIZE: usize = 256 << 10;
 /// `connect` on a socket that does not block (Linux).
 const EINPROGRESS: i32 = 115;
 
+/// `gearadmin` has no such command.
+const MAXQUEUE: &str = "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT";
+
 /// The error code of a server whose queue takes no more jobs.
 pub const QUEUE_FULL: &str = "QUEUE_ERROR";
 
@@ -70,7 +73,7 @@ impl Limits {
 #[derive(Debug)]
 pub enum ConnectionError {
     /// The name could not be resolved.
-    Resolve(io::Error),
+    Resolve,
     /// No connection: another try later may work.
     Connect(io::Error),
     /// The connection broke.
@@ -91,9 +94,6 @@ impl fmt::Display for ConnectionError {
     /// Own words in printable ASCII, without brackets, quotes and bars, at most 80 bytes: the status shows them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConnectionError::Resolve(error) if error.raw_os_error().is_some() => {
-                write!(f, "name could not be resolved: {}", reason(error))
-            }
             ConnectionError::NoAnswer(limit) => write!(f, "no answer for {} s", limit.as_secs_f32().round()),
             ConnectionError::Protocol(error) => error.fmt(f),
             ConnectionError::Refused(code) => write!(f, "refused with {code}"),
@@ -107,40 +107,29 @@ impl std::error::Error for ConnectionError {}
 impl ConnectionError {
     /// What reasons are compared by: the same for texts that differ only in numbers.
     pub fn kind(&self) -> &'static str {
-        match self {
-            ConnectionError::Resolve(_) => "name could not be resolved",
-            ConnectionError::Connect(error) | ConnectionError::Io(error) => reason(error),
-            ConnectionError::Closed => "connection closed by the server",
-            ConnectionError::NoAnswer(_) => "no answer",
-            ConnectionError::Protocol(_) => "not the Gearman protocol",
-            ConnectionError::Refused(code) if code == QUEUE_FULL => "queue full",
-            ConnectionError::Refused(_) => "refused",
-            ConnectionError::Stopped => "stopped",
-        }
+        self.in_words().0
     }
 
     /// What an administrator can do next.
     pub fn advice(&self) -> &'static str {
+        self.in_words().1
+    }
+
+    fn in_words(&self) -> (&'static str, &'static str) {
         match self {
-            ConnectionError::Resolve(_) => "check the host name and the resolver",
-            ConnectionError::Connect(error) | ConnectionError::Io(error) if out_of_files(error) => {
-                "raise the limit of open files"
+            ConnectionError::Resolve => ("name could not be resolved", "check the host name and the resolver"),
+            ConnectionError::Connect(error) | ConnectionError::Io(error) => in_words(error),
+            ConnectionError::Closed => ("connection closed by the server", "was it stopped? see the server's log"),
+            ConnectionError::NoAnswer(_) => {
+                ("no answer", "the server accepts connections but hangs: look at its process")
             }
-            ConnectionError::Connect(error) => match error.kind() {
-                io::ErrorKind::ConnectionRefused => "is gearmand running there, and on this port?",
-                io::ErrorKind::PermissionDenied => "check the firewall of this host",
-                _ => "check the route and the firewall",
-            },
-            ConnectionError::Io(_) => "check the network and the server's log",
-            ConnectionError::Closed => "was it stopped or restarted? see the server's log",
-            ConnectionError::Refused(code) if code == QUEUE_FULL => {
-                "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT"
+            ConnectionError::Protocol(_) => ("not Gearman", "is this port a Gearman job server's, without TLS?"),
+            ConnectionError::Refused(code) if code == QUEUE_FULL => ("queue full", MAXQUEUE),
+            ConnectionError::Refused(code) if code == "ARGUMENT_TOO_LARGE" => {
+                ("refused", "the queue's name is too long")
             }
-            ConnectionError::Refused(code) if code == "ARGUMENT_TOO_LARGE" => "the queue's name is too long for it",
-            ConnectionError::Refused(_) => "see the server's log",
-            ConnectionError::NoAnswer(_) => "the server accepts connections but hangs: look at its process",
-            ConnectionError::Protocol(_) => "is this port a Gearman job server's, without TLS?",
-            ConnectionError::Stopped => "start again",
+            ConnectionError::Refused(_) => ("refused", "see the server's log"),
+            ConnectionError::Stopped => ("stopped", "start it again"),
         }
     }
 }
@@ -160,27 +149,21 @@ impl From<ProtocolError> for ConnectionError {
     }
 }
 
-fn out_of_files(error: &io::Error) -> bool {
-    // EMFILE, ENFILE
-    matches!(error.raw_os_error(), Some(23 | 24))
-}
-
-fn reason(error: &io::Error) -> &'static str {
-    if out_of_files(error) {
-        return "too many open files";
-    }
+/// What an error of the system is called, and what can be done.
+fn in_words(error: &io::Error) -> (&'static str, &'static str) {
+    const ROUTE: &str = "check the route and the firewall";
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused",
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => "connection reset",
-        io::ErrorKind::ConnectionAborted => "connection aborted",
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "connection timed out",
-        io::ErrorKind::HostUnreachable => "no route to the host",
-        io::ErrorKind::NetworkUnreachable => "network unreachable",
-        io::ErrorKind::NetworkDown => "network down",
-        io::ErrorKind::PermissionDenied => "not permitted by this host",
-        io::ErrorKind::AddrNotAvailable => "no local address or port left",
-        io::ErrorKind::OutOfMemory => "out of memory",
-        _ => "network error",
+        // EMFILE, ENFILE
+        _ if matches!(error.raw_os_error(), Some(23 | 24)) => ("too many open files", "raise the limit of open files"),
+        io::ErrorKind::ConnectionRefused => ("connection refused", "is gearmand running there, and on this port?"),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ("connection reset", "see the server's log"),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ("connection timed out", ROUTE),
+        io::ErrorKind::HostUnreachable => ("no route to the host", ROUTE),
+        io::ErrorKind::NetworkUnreachable => ("network unreachable", ROUTE),
+        io::ErrorKind::PermissionDenied => ("not permitted by this host", "check the firewall of this host"),
+        io::ErrorKind::AddrNotAvailable => ("no local address or port left", "too many connections leave this host"),
+        io::ErrorKind::OutOfMemory => ("out of memory", "raise this host's or the service's limit"),
+        _ => ("network error", ROUTE),
     }
 }
 
@@ -252,7 +235,7 @@ impl Connection {
         stop: &Latch,
         mut begin: impl FnMut(Connection) -> Result<Connection, ConnectionError>,
     ) -> Result<Connection, ConnectionError> {
-        let mut last = ConnectionError::Resolve(io::ErrorKind::NotFound.into());
+        let mut last = ConnectionError::Resolve;
         for mut address in resolve(&server.host, limits.connect, stop)? {
             address.set_port(server.port);
             match connect(address, limits.connect, stop).and_then(&mut begin) {
@@ -321,14 +304,13 @@ impl Connection {
     ///
     /// # Errors
     /// The connection broke, or took nothing within `limit`.
-    pub fn send(&mut self, bytes: &[u8], limit: Duration) -> Result<(), ConnectionError> {
+    pub fn send(&mut self, mut bytes: &[u8], limit: Duration) -> Result<(), ConnectionError> {
         let deadline = Instant::now() + limit;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            self.stream.set_write_timeout(Some(self.slice(deadline, limit)?))?;
-            match self.stream.write(rest) {
-                Ok(0) => return Err(ConnectionError::Closed),
-                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+        while !bytes.is_empty() {
+            let slice = self.slice(deadline)?.ok_or(ConnectionError::NoAnswer(limit))?;
+            self.stream.set_write_timeout(Some(slice))?;
+            match self.stream.write(bytes) {
+                Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
                 Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
@@ -357,25 +339,19 @@ impl Connection {
     /// # Errors
     /// As those of [`Connection::next`]; [`ConnectionError::NoAnswer`] when nothing came for `limit`.
     pub fn next_cut(&mut self, keep: usize, limit: Duration) -> Result<(u32, Vec<u8>), ConnectionError> {
-        let (mut body, mut header) = (Vec::new(), None);
+        let Parsed::TooLong { kind, length: mut left } = parse(self.incoming.unread(), |_| 0)? else {
+            return Err(ProtocolError::BadMagic.into());
+        };
+        self.incoming.skip(HEADER_SIZE);
+        let mut body = Vec::new();
         loop {
-            if header.is_none()
-                && let Some(bytes) = self.incoming.unread().first_chunk::<HEADER_SIZE>()
-            {
-                let [_, _, _, _, k0, k1, k2, k3, l0, l1, l2, l3] = *bytes;
-                header = Some((u32::from_be_bytes([k0, k1, k2, k3]), u32::from_be_bytes([l0, l1, l2, l3]) as usize));
-                self.incoming.skip(HEADER_SIZE);
-            }
-            if let Some((kind, left)) = &mut header {
-                let unread = self.incoming.unread();
-                let count = unread.len().min(*left);
-                let kept = count.min(keep - body.len());
-                body.extend_from_slice(unread.get(..kept).unwrap_or_default());
-                self.incoming.skip(count);
-                *left -= count;
-                if *left == 0 {
-                    return Ok((*kind, body));
-                }
+            let unread = self.incoming.unread();
+            let count = unread.len().min(left);
+            body.extend(unread.iter().take(count.min(keep - body.len())));
+            self.incoming.skip(count);
+            left -= count;
+            if left == 0 {
+                return Ok((kind, body));
             }
             if !self.fill(Instant::now() + limit)? {
                 return Err(ConnectionError::NoAnswer(limit));
@@ -385,25 +361,22 @@ impl Connection {
 
     /// Reads once; `false` when nothing came before `deadline`.
     fn fill(&mut self, deadline: Instant) -> Result<bool, ConnectionError> {
-        loop {
-            let slice = match self.slice(deadline, Duration::ZERO) {
-                Err(ConnectionError::NoAnswer(_)) => return Ok(false),
-                other => other?,
-            };
+        while let Some(slice) = self.slice(deadline)? {
             self.stream.set_read_timeout(Some(slice))?;
             match self.incoming.fill(&mut &self.stream) {
                 Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => {}
                 other => return Ok(other.map(|()| true)?),
             }
         }
+        Ok(false)
     }
 
-    /// How long to wait now for something that may take until `deadline`.
-    fn slice(&self, deadline: Instant, limit: Duration) -> Result<Duration, ConnectionError> {
-        match deadline.saturating_duration_since(Instant::now()) {
-            _ if self.stop.is_set() => Err(ConnectionError::Stopped),
-            Duration::ZERO => Err(ConnectionError::NoAnswer(limit)),
-            left => Ok(left.clamp(Duration::from_millis(1), SLICE)),
+    /// How long to wait now for something that may take until `deadline`; `None` when that has come.
+    fn slice(&self, deadline: Instant) -> Result<Option<Duration>, ConnectionError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.stop.is_set() {
+            true => Err(ConnectionError::Stopped),
+            false => Ok((!left.is_zero()).then(|| left.clamp(Duration::from_millis(1), SLICE))),
         }
     }
 
@@ -434,61 +407,59 @@ impl Connection {
 
 /// The longest body of a packet of this type, where one with data may have `data` bytes. Only data may be large.
 pub fn limit_of(kind: u32, data: usize) -> usize {
-    match kind {
-        kind::JOB_ASSIGN_UNIQ | kind::WORK_COMPLETE | kind::WORK_DATA | kind::WORK_WARNING | kind::WORK_EXCEPTION => {
-            data
-        }
-        _ => MAX_SMALL_PACKET,
-    }
+    use kind::{JOB_ASSIGN_UNIQ, WORK_COMPLETE, WORK_DATA, WORK_EXCEPTION, WORK_WARNING};
+    let large = [JOB_ASSIGN_UNIQ, WORK_COMPLETE, WORK_DATA, WORK_EXCEPTION, WORK_WARNING].contains(&kind);
+    if large { data } else { MAX_SMALL_PACKET }
 }
 
 /// A name on its way through the resolver. All who connect to this host at that time wait for the same answer.
 #[derive(Debug, Default)]
 struct Lookup {
     done: Latch,
-    addresses: Mutex<Option<io::Result<Vec<SocketAddr>>>>,
+    /// Empty while it runs. What the system lacked, such as descriptors, by its error number.
+    addresses: Mutex<(Vec<SocketAddr>, Option<i32>)>,
 }
 
 static LOOKUPS: Mutex<BTreeMap<String, Arc<Lookup>>> = Mutex::new(BTreeMap::new());
 
-/// The host's addresses, with port 0. A resolver that hangs hangs in a thread of its own, one a host, that nobody joins.
+/// The host's addresses. A resolver that hangs hangs in a thread of its own, one a host, that nobody joins.
 fn resolve(host: &str, limit: Duration, stop: &Latch) -> Result<Vec<SocketAddr>, ConnectionError> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, 0)]);
     }
-    let mut lookups = LOOKUPS.lock();
-    let lookup = match lookups.get(host) {
-        Some(running) => Arc::clone(running),
-        None => {
-            let lookup = Arc::new(Lookup::default());
-            let (name, answer) = (host.to_owned(), Arc::clone(&lookup));
-            let builder = thread::Builder::new().name(format!("lookup:{host}")).stack_size(LOOKUP_STACK_SIZE);
-            let spawned = builder.spawn(move || {
-                let addresses = (name.as_str(), 0).to_socket_addrs().map(Iterator::collect);
-                *answer.addresses.lock() = Some(addresses);
-                // The next connection asks again.
-                LOOKUPS.lock().remove(&name);
-                answer.done.set();
-            });
-            spawned.map_err(|error| ConnectionError::Resolve(io::Error::other(error)))?;
-            lookups.insert(host.to_owned(), Arc::clone(&lookup));
-            lookup
-        }
-    };
-    drop(lookups);
+    let lookup = look_up(host)?;
     select! {
         recv(lookup.done.channel()) -> _ => {}
         recv(stop.channel()) -> _ => return Err(ConnectionError::Stopped),
-        default(limit) => {}
+        default(limit) => return Err(ConnectionError::Resolve),
     }
     match &*lookup.addresses.lock() {
-        Some(Ok(addresses)) => Ok(addresses.clone()),
-        Some(Err(error)) => Err(ConnectionError::Resolve(match error.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => error.kind().into(),
-        })),
-        None => Err(ConnectionError::Resolve(io::ErrorKind::TimedOut.into())),
+        (_, Some(code)) => Err(ConnectionError::Connect(io::Error::from_raw_os_error(*code))),
+        (addresses, None) => Ok(addresses.clone()),
     }
+}
+
+/// The lookup of this host that runs, or one that begins now.
+fn look_up(host: &str) -> Result<Arc<Lookup>, ConnectionError> {
+    let mut lookups = LOOKUPS.lock();
+    if let Some(running) = lookups.get(host) {
+        return Ok(Arc::clone(running));
+    }
+    let lookup = Arc::<Lookup>::default();
+    let (name, answer) = (host.to_owned(), Arc::clone(&lookup));
+    let builder = thread::Builder::new().name(format!("lookup:{host}")).stack_size(LOOKUP_STACK_SIZE);
+    let spawned = builder.spawn(move || {
+        *answer.addresses.lock() = match (name.as_str(), 0).to_socket_addrs() {
+            Ok(addresses) => (addresses.collect(), None),
+            Err(error) => (Vec::new(), error.raw_os_error()),
+        };
+        // The next connection asks again.
+        LOOKUPS.lock().remove(&name);
+        answer.done.set();
+    });
+    spawned.map_err(|_| ConnectionError::Resolve)?;
+    lookups.insert(host.to_owned(), Arc::clone(&lookup));
+    Ok(lookup)
 }
 
 /// Connects without a wait that a stop could not interrupt.
@@ -522,4 +493,241 @@ fn connect(address: SocketAddr, limit: Duration, stop: &Latch) -> Result<Connect
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     Ok(Connection { stream, incoming: Incoming::default(), stop: stop.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { connect: Duration::from_secs(5), answer: Duration::from_secs(5) };
+
+    /// A server that does this with its first connection.
+    fn server(habit: impl FnOnce(&mut TcpStream) + Send + 'static) -> (Server, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let thread = thread::spawn(move || habit(&mut listener.accept().unwrap().0));
+        (Server { host: String::from("127.0.0.1"), port }, thread)
+    }
+
+    fn response(kind: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, kind, &[body]);
+        bytes[3] = b'S';
+        bytes
+    }
+
+    fn echo() -> Vec<u8> {
+        response(kind::ECHO_RES, b"gearman-proxy")
+    }
+
+    fn open(server: &Server) -> Result<Connection, ConnectionError> {
+        Connection::open(server, "test", &LIMITS, &Latch::default())
+    }
+
+    /// Writes until the other side has had enough, or `end`.
+    fn flood(stream: &mut TcpStream, piece: &[u8], end: usize) {
+        let mut written = 0;
+        while written < end && stream.write_all(piece).is_ok() {
+            written += piece.len();
+        }
+    }
+
+    /// This process's memory, KiB.
+    fn memory() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn a_greeted_connection_asks_and_reads_packets() {
+        let (there, server) = server(|stream| {
+            stream.write_all(&response(kind::ERROR, b"UNKNOWN_COMMAND\0what")).unwrap();
+            stream.write_all(&echo()).unwrap();
+            stream.write_all(b"OK 4711\n").unwrap();
+            stream.write_all(&echo()).unwrap();
+            stream.write_all(&response(kind::NOOP, b"")).unwrap();
+            let mut requests = Vec::new();
+            stream.read_to_end(&mut requests).unwrap();
+            assert!(requests.starts_with(b"\0REQ\0\0\0\x16\0\0\0\x04test\0REQ\0\0\0\x10"));
+        });
+        let mut connection = open(&there).unwrap();
+        assert_eq!(connection.process_id(LIMITS.answer).unwrap(), Some(4711));
+        let soon = Instant::now() + LIMITS.answer;
+        assert_eq!(connection.next(soon, 0).unwrap(), Some(Packet { kind: kind::NOOP, body: b"" }));
+        assert_eq!(connection.next(Instant::now() + Duration::from_millis(10), 0).unwrap(), None);
+        drop(connection);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_getpid_has_no_process_id() {
+        let (there, _server) = server(|stream| {
+            stream
+                .write_all(&[echo(), b"ERR unknown_command Unknown+server+command\n".to_vec(), echo()].concat())
+                .unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        assert_eq!(open(&there).unwrap().process_id(LIMITS.answer).unwrap(), None);
+    }
+
+    #[test]
+    fn a_status_of_16_mib_of_short_lines_is_streamed() {
+        let (there, _server) = server(|stream| {
+            let piece = b"q\t1\t0\t0\n".repeat(1 << 10);
+            flood(stream, &piece, 15 << 20);
+            stream.write_all(b".\n").unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let (before, mut lines) = (memory(), 0);
+        Connection::ask_once(&there, "status\n", &LIMITS, &Latch::default(), |_| lines += 1).unwrap();
+        assert!(lines > 1_900_000, "{lines}");
+        assert!(memory() < before + (8 << 10), "{} KiB more", memory() - before);
+    }
+
+    #[test]
+    fn a_text_answer_without_end_and_a_line_without_end_are_errors() {
+        for (piece, least) in [(&b"q\t1\t0\t0\n"[..], 16 << 20), (b"aaaaaaaa", 64 << 10)] {
+            let (there, _server) = server(move |stream| flood(stream, &piece.repeat(1 << 10), usize::MAX));
+            let mut seen = 0;
+            let answer =
+                Connection::ask_once(&there, "status\n", &LIMITS, &Latch::default(), |line| seen += line.len() + 1);
+            assert!(matches!(answer, Err(ConnectionError::Protocol(_))), "{answer:?}");
+            assert!(seen <= least + piece.len(), "{seen}");
+        }
+    }
+
+    #[test]
+    fn garbage_lines_in_the_greeting_end_at_64_kib() {
+        let (there, _server) = server(|stream| flood(stream, &b"garbage\n".repeat(1 << 10), usize::MAX));
+        let began = Instant::now();
+        assert!(matches!(open(&there), Err(ConnectionError::Protocol(ProtocolError::BadMagic))));
+        assert!(began.elapsed() < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn packets_in_the_greeting_end_at_64_kib() {
+        let (there, _server) = server(|stream| flood(stream, &response(kind::ERROR, b"A\0b").repeat(100), usize::MAX));
+        assert!(matches!(open(&there), Err(ConnectionError::Protocol(_))));
+    }
+
+    #[test]
+    fn a_huge_handle_is_refused_by_its_header() {
+        let (there, _server) = server(|stream| {
+            let mut packet = response(kind::JOB_CREATED, b"");
+            packet[8..12].copy_from_slice(&(60_u32 << 20).to_be_bytes());
+            stream.write_all(&packet).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        assert!(matches!(open(&there), Err(ConnectionError::Protocol(ProtocolError::TooLong(62_914_560)))));
+
+        let (there, _server) = server_after_echo(response(kind::JOB_CREATED, &[b'H'; (4 << 10) + 1]));
+        let mut connection = open(&there).unwrap();
+        let answer = connection.next(Instant::now() + LIMITS.answer, usize::MAX);
+        assert!(matches!(answer, Err(ConnectionError::Protocol(ProtocolError::TooLong(4097)))), "{answer:?}");
+    }
+
+    fn server_after_echo(bytes: Vec<u8>) -> (Server, JoinHandle<()>) {
+        server(move |stream| {
+            stream.write_all(&echo()).unwrap();
+            let _ = stream.write_all(&bytes);
+            let _ = stream.read_to_end(&mut Vec::new());
+        })
+    }
+
+    #[test]
+    fn a_packet_that_is_too_long_can_be_cut() {
+        let mut bytes = response(kind::JOB_ASSIGN_UNIQ, &[7; 1 << 20]);
+        bytes.extend(response(kind::NO_JOB, b""));
+        let (there, _server) = server_after_echo(bytes);
+        let mut connection = open(&there).unwrap();
+        let soon = Instant::now() + LIMITS.answer;
+        assert!(connection.next(soon, 100).is_err());
+        assert_eq!(connection.next_cut(100, LIMITS.answer).unwrap(), (kind::JOB_ASSIGN_UNIQ, vec![7; 100]));
+        assert_eq!(connection.next(soon, 100).unwrap(), Some(Packet { kind: kind::NO_JOB, body: b"" }));
+    }
+
+    #[test]
+    fn a_stop_interrupts_a_greeting_that_hangs_and_a_full_backlog() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let hung = Server { host: String::from("127.0.0.1"), port: listener.local_addr().unwrap().port() };
+        // TEST-NET-1: packets to it are dropped, or refused at once.
+        let silent = Server { host: String::from("192.0.2.1"), port: 4730 };
+        for there in [hung, silent] {
+            let stop = Latch::default();
+            let patient = Limits { connect: Duration::from_secs(60), answer: Duration::from_secs(60) };
+            thread::scope(|scope| {
+                let opening = scope.spawn(|| Connection::open(&there, "test", &patient, &stop));
+                thread::sleep(Duration::from_millis(100));
+                let stopped = Instant::now();
+                stop.set();
+                let outcome = opening.join().unwrap();
+                assert!(stopped.elapsed() < Duration::from_secs(1));
+                assert!(matches!(outcome, Err(ConnectionError::Stopped | ConnectionError::Connect(_))), "{outcome:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_hung_server_does_not_count_as_connected() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = Server { host: String::from("127.0.0.1"), port: listener.local_addr().unwrap().port() };
+        let limits = Limits { answer: Duration::from_millis(300), ..LIMITS };
+        let outcome = Connection::open(&there, "test", &limits, &Latch::default());
+        assert!(matches!(outcome, Err(ConnectionError::NoAnswer(_))), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_lookup_that_hangs_holds_nobody_up_and_is_shared() {
+        LOOKUPS.lock().insert(String::from("hangs.invalid"), Arc::default());
+        let there = Server { host: String::from("hangs.invalid"), port: 4730 };
+        let stop = Latch::default();
+        let limits = Limits { connect: Duration::from_millis(50), ..LIMITS };
+        assert!(matches!(Connection::open(&there, "test", &limits, &stop), Err(ConnectionError::Resolve)));
+        thread::scope(|scope| {
+            let opening = scope.spawn(|| Connection::open(&there, "test", &LIMITS, &stop));
+            stop.set();
+            assert!(matches!(opening.join().unwrap(), Err(ConnectionError::Stopped)));
+        });
+        LOOKUPS.lock().remove("hangs.invalid");
+    }
+
+    #[test]
+    fn a_name_is_resolved_and_an_unknown_one_is_an_error() {
+        let stop = Latch::default();
+        assert!(!resolve("localhost", LIMITS.connect, &stop).unwrap().is_empty());
+        let unknown = Server { host: String::from("no-such-host.invalid"), port: 4730 };
+        let limits = Limits { connect: Duration::from_secs(30), ..LIMITS };
+        let unknown = Connection::open(&unknown, "test", &limits, &stop);
+        assert!(matches!(unknown, Err(ConnectionError::Resolve)), "{unknown:?}");
+        assert!(LOOKUPS.lock().get("no-such-host.invalid").is_none(), "the next one asks again");
+    }
+
+    #[test]
+    fn reasons_are_fit_for_the_status_and_their_kinds_hold_no_numbers() {
+        let error = |kind: io::ErrorKind| io::Error::from(kind);
+        let errors = [
+            ConnectionError::Resolve,
+            ConnectionError::Connect(io::Error::from_raw_os_error(24)),
+            ConnectionError::Connect(error(io::ErrorKind::ConnectionRefused)),
+            ConnectionError::Io(error(io::ErrorKind::ConnectionReset)),
+            ConnectionError::Closed,
+            ConnectionError::NoAnswer(Duration::from_secs(15)),
+            ConnectionError::Protocol(ProtocolError::TooLong(usize::MAX)),
+            ConnectionError::Refused("X".repeat(40)),
+            ConnectionError::Refused(String::from(QUEUE_FULL)),
+            ConnectionError::Stopped,
+        ];
+        for error in errors {
+            let text = error.to_string();
+            assert!(text.len() <= 80 && text.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{text}");
+            assert!(!text.contains(['|', '\'', '(', ')', '[', ']', '{', '}', '<', '>', ';']), "{text}");
+            assert!(!error.kind().contains(|c: char| c.is_ascii_digit()), "{}", error.kind());
+            assert!(!error.advice().is_empty());
+        }
+    }
 }

@@ -99,10 +99,7 @@ fn ask(config: &Config, server: &Server, stop: &Latch) -> Result<Finding, crate:
             }
         }
     })?;
-    let mut found = config.found_forwards(server, names.iter().map(String::as_str));
-    for forward in &mut found.forwards {
-        forward.stages.reads_time = forward.max_age.is_some();
-    }
+    let found = config.found_forwards(server, names.iter().map(String::as_str));
     Ok(Finding { server: server.clone(), found, used })
 }
 

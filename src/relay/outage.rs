@@ -228,7 +228,7 @@ mod tests {
         let mut next =
             |random| backoff.next(Duration::from_millis(500), Duration::from_secs(15), random).as_millis() as u64;
         for (random, expected) in [500, 1000, 2000, 4000, 8000, 15_000, 15_000].into_iter().enumerate() {
-            let wait = next(random as u64 * 0x9e37_79b9_7f4a_7c15);
+            let wait = next((random as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             assert!((expected * 3 / 4..=expected).contains(&wait), "{wait} for {expected}");
         }
         backoff.reset();

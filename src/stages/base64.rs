@@ -47,17 +47,12 @@ fn decode_joined(data: &[u8], decoded: &mut Vec<u8>) -> Result<(), Undeliverable
 /// # Errors
 /// There is no memory.
 pub fn encode(data: &[u8], encoded: &mut Vec<u8>) -> Result<(), Undeliverable> {
-    let length = encoded_size(data.len());
+    let length = data.len().div_ceil(3).saturating_mul(4);
     reserve(encoded, length)?;
     encoded.resize(length, 0);
     let written = ENGINE.encode_slice(data, encoded);
     debug_assert_eq!(written.ok(), Some(length));
     Ok(())
-}
-
-/// Bytes of the base64 of this many.
-pub(super) fn encoded_size(length: usize) -> usize {
-    length.div_ceil(3).saturating_mul(4)
 }
 
 /// As C's `isspace`.

@@ -67,7 +67,7 @@ const MATCHES_A_LOOK: usize = 64;
 pub struct Bounds<'l> {
     limits: &'l Limits<'l>,
     /// A text may grow to this, bytes, so that what is sent is within `max_size`.
-    pub(super) max_text: usize,
+    max_text: usize,
     /// Matches before the next look at the clock.
     left: usize,
     began: Option<Instant>,
@@ -78,16 +78,9 @@ pub struct Bounds<'l> {
 }
 
 impl<'l> Bounds<'l> {
-    /// For one job.
-    pub fn new(limits: &'l Limits<'l>) -> Bounds<'l> {
-        Bounds {
-            limits,
-            max_text: limits.max_size,
-            left: MATCHES_A_LOOK,
-            began: None,
-            cpu_before: None,
-            next_reading: limits.cpu / 100,
-        }
+    /// For one job, no text of which is to be larger than `max_text`, bytes.
+    pub fn new(limits: &'l Limits<'l>, max_text: usize) -> Bounds<'l> {
+        Bounds { limits, max_text, left: MATCHES_A_LOOK, began: None, cpu_before: None, next_reading: limits.cpu / 100 }
     }
 
     /// Whether the forward stops.
@@ -123,12 +116,15 @@ impl<'l> Bounds<'l> {
         Ok(())
     }
 
+    /// Whether a text may be as large as this.
+    pub(super) fn check_size(&self, length: usize) -> Result<(), Undeliverable> {
+        if length > self.max_text { Err(Undeliverable::OutcomeTooLarge) } else { Ok(()) }
+    }
+
     /// Appends to a text that is to be no larger than `max_text`.
     pub(super) fn append(&self, text: &mut Vec<u8>, more: &[u8]) -> Result<(), Failure> {
         let length = text.len().saturating_add(more.len());
-        if length > self.max_text {
-            return Err(Undeliverable::OutcomeTooLarge.into());
-        }
+        self.check_size(length)?;
         if length > text.capacity() {
             // Doubled as a Vec does by itself, but not beyond what it may become.
             reserve(text, length.max(text.capacity().saturating_mul(2).min(self.max_text)))?;
@@ -171,7 +167,7 @@ mod tests {
     #[test]
     fn waiting_is_not_counted() {
         let limits = Limits { cpu: Duration::from_millis(100), ..Limits::of_size(100) };
-        let mut bounds = Bounds::new(&limits);
+        let mut bounds = Bounds::new(&limits, 1000);
         for _ in 0..10 {
             std::thread::sleep(Duration::from_millis(30));
             assert_eq!(bounds.check_match(BYTES_A_LOOK), Ok(()));
@@ -186,7 +182,7 @@ mod tests {
     #[test]
     fn growth_ends_at_the_limit_and_reserves_no_more() {
         let limits = Limits::of_size(1000);
-        let bounds = Bounds::new(&limits);
+        let bounds = Bounds::new(&limits, 1000);
         let mut text = Vec::new();
         for _ in 0..10 {
             bounds.append(&mut text, &[b'x'; 99]).unwrap();

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use aes::Aes256;
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 
+use super::Undeliverable;
+use super::bounds::reserve;
+
 /// Bytes of a cipher block; an encrypted text is a multiple of it.
 pub const BLOCK_SIZE: usize = 16;
 
@@ -33,20 +36,26 @@ impl Cipher {
 
     /// Encrypts a text in place, which gets one NUL (Mod-Gearman's C decoder reads past a text that has none) and then
     /// as many as it takes to fill the last block.
-    pub fn encrypt(&self, text: &mut Vec<u8>) {
-        text.resize(encrypted_size(text.len()), 0);
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn encrypt(&self, text: &mut Vec<u8>) -> Result<(), Undeliverable> {
+        let size = (text.len() + 1).next_multiple_of(BLOCK_SIZE);
+        reserve(text, size)?;
+        text.resize(size, 0);
         let (blocks, _) = Array::slice_as_chunks_mut(text);
         self.0.encrypt_blocks(blocks);
+        Ok(())
     }
 
     /// Decrypts in place and drops the NULs at the end. Nothing tells whether the password was the right one.
     ///
     /// # Errors
     /// The length is not a multiple of [`BLOCK_SIZE`]; the text is as it was.
-    pub fn decrypt(&self, text: &mut Vec<u8>) -> Result<(), BrokenBlock> {
+    pub fn decrypt(&self, text: &mut Vec<u8>) -> Result<(), Undeliverable> {
         let (blocks, rest) = Array::slice_as_chunks_mut(text);
         if !rest.is_empty() {
-            return Err(BrokenBlock);
+            return Err(Undeliverable::BrokenBlock);
         }
         self.0.decrypt_blocks(blocks);
         let end = text.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
@@ -54,15 +63,6 @@ impl Cipher {
         Ok(())
     }
 }
-
-/// Bytes of a text of this length once it is encrypted.
-pub(super) fn encrypted_size(length: usize) -> usize {
-    (length + 1).next_multiple_of(BLOCK_SIZE)
-}
-
-/// An encrypted text whose length is not a multiple of the block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BrokenBlock;
 
 impl PartialEq for Cipher {
     /// Whether the passwords are the same as far as they count: told by what becomes of a block, since keys are not kept.

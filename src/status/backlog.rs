@@ -50,7 +50,7 @@ impl Sampler {
             if all || forward.state() == State::Failed {
                 ask(&forward.config.source, End::Source, &forward);
             } else {
-                forward.set_waiting(None);
+                forward.counts.waiting.set(None);
             }
             if all {
                 ask(forward.destination().1, End::Destination, &forward);
@@ -87,8 +87,129 @@ fn answer(server: &Server, questions: &[(String, End, Arc<ForwardMetrics>)], sto
         // A queue that the server doesn't name is empty.
         let jobs = answer.is_ok().then(|| waiting.get(queue.as_str()).copied().unwrap_or(0));
         match end {
-            End::Source => forward.set_waiting(jobs),
-            End::Destination => forward.set_waiting_there(jobs),
+            End::Source => forward.counts.waiting.set(jobs),
+            End::Destination => forward.counts.waiting_there.set(jobs),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::metrics::tests::forward;
+
+    fn dead() -> Server {
+        Server { host: String::from("127.0.0.1"), port: 1 }
+    }
+
+    fn to_nowhere(source: &Address) -> Arc<ForwardMetrics> {
+        let forward = forward(&source.to_string(), "127.0.0.1:1/there");
+        forward.set_connected(true);
+        forward
+    }
+
+    /// A job server with 5 jobs in its queue "q", 2 of them running, for one question.
+    fn source() -> (Address, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (Address { server: Server { host: String::from("127.0.0.1"), port }, queue: String::from("q") }, listener)
+    }
+
+    fn answer(listener: &TcpListener) {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 7];
+        stream.read_exact(&mut request).unwrap();
+        assert_eq!(&request, b"status\n");
+        stream.write_all(b"q\t5\t2\t1\n.\n").unwrap();
+    }
+
+    fn wait_until(what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !condition() {
+            assert!(Instant::now() < deadline, "never: {what}");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn only_sources_of_forwards_in_trouble_are_asked() {
+        let (well, _listener) = source();
+        let (ill, listener) = source();
+        let metrics = Metrics::default();
+        let forwards = [to_nowhere(&well), to_nowhere(&ill)];
+        metrics.set_forwards(forwards.to_vec());
+        let mut sampler = Sampler::new(Latch::default());
+        sampler.round(&metrics, false);
+        assert!(sampler.asking.is_empty());
+
+        forwards[1].troubled(&dead(), "down");
+        sampler.round(&metrics, false);
+        assert_eq!(sampler.asking.keys().collect::<Vec<_>>(), [&ill.server]);
+        answer(&listener);
+        wait_until("answered", || forwards[1].counts.waiting.get().is_some());
+        assert_eq!(forwards[1].counts.waiting.get(), Some(3));
+        assert_eq!(forwards[0].counts.waiting.get(), None);
+
+        forwards[1].recovered(&dead());
+        sampler.round(&metrics, false);
+        assert_eq!(forwards[1].counts.waiting.get(), None);
+    }
+
+    #[test]
+    fn a_server_that_hangs_delays_no_other_and_is_asked_once_at_a_time() {
+        let (hung, hanging) = source();
+        let (ill, listener) = source();
+        let metrics = Metrics::default();
+        let forwards = [to_nowhere(&hung), to_nowhere(&ill)];
+        metrics.set_forwards(forwards.to_vec());
+        assert!(forwards.iter().all(|forward| forward.troubled(&dead(), "down")));
+        let mut sampler = Sampler::new(Latch::default());
+        let began = Instant::now();
+        sampler.round(&metrics, false);
+        sampler.round(&metrics, false);
+        answer(&listener);
+        wait_until("answered", || forwards[1].counts.waiting.get().is_some());
+        assert!(began.elapsed() < LIMITS.answer, "the other was waited for");
+        assert_eq!(forwards[0].counts.waiting.get(), None);
+        hanging.set_nonblocking(true).unwrap();
+        assert!(hanging.accept().is_ok());
+        assert!(hanging.accept().is_err());
+    }
+
+    #[test]
+    fn a_source_that_no_longer_answers_has_no_known_backlog() {
+        let (ill, listener) = source();
+        let metrics = Metrics::default();
+        let forward = to_nowhere(&ill);
+        metrics.set_forwards(vec![Arc::clone(&forward)]);
+        forward.troubled(&dead(), "down");
+        let mut sampler = Sampler::new(Latch::default());
+        sampler.round(&metrics, false);
+        answer(&listener);
+        wait_until("answered", || forward.counts.waiting.get().is_some());
+        drop(listener);
+        wait_until("the first question ended", || sampler.asking.values().all(JoinHandle::is_finished));
+        sampler.round(&metrics, false);
+        wait_until("refused", || forward.counts.waiting.get().is_none());
+    }
+
+    #[test]
+    fn for_the_metrics_both_ends_of_every_forward_are_asked() {
+        let (here, at_source) = source();
+        let (there, at_destination) = source();
+        let forward = forward(&here.to_string(), &there.to_string());
+        forward.set_connected(true);
+        let metrics = Metrics::default();
+        metrics.set_forwards(vec![Arc::clone(&forward)]);
+        Sampler::new(Latch::default()).round(&metrics, true);
+        answer(&at_source);
+        answer(&at_destination);
+        wait_until("both answered", || {
+            forward.counts.waiting.get() == Some(3) && forward.counts.waiting_there.get() == Some(3)
+        });
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Verdict;
-use crate::metrics::{CONFIRMATION_BUCKETS, ForwardMetrics, Metrics, State};
+use crate::metrics::{CONFIRMATION_BUCKETS, ForwardMetrics, Metrics};
 
 /// How often the file is written.
 pub(super) const INTERVAL: Duration = Duration::from_secs(15);
@@ -67,62 +67,40 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 /// What is told of each forward: name, type, explanation, and where the value comes from.
 type Family = (&'static str, &'static str, &'static str, fn(&ForwardMetrics) -> Option<f64>);
 
-const FAMILIES: [Family; 16] = [
-    ("state", "gauge", "0 working, 1 connecting for the first time, 2 failed.", |forward| {
-        Some(match forward.state() {
-            State::Working => 0.0,
-            State::Connecting => 1.0,
-            State::Failed => 2.0,
-        })
-    }),
-    ("jobs_total", "counter", "Jobs delivered.", |forward| Some(forward.jobs.get() as f64)),
-    ("received_bytes_total", "counter", "Data of delivered jobs as it came.", |forward| {
-        Some(forward.bytes_in.get() as f64)
-    }),
-    ("sent_bytes_total", "counter", "Data of delivered jobs as it went.", |forward| {
-        Some(forward.bytes_out.get() as f64)
-    }),
-    ("rejected_jobs_total", "counter", "Undeliverable jobs.", |forward| Some(forward.rejected.get() as f64)),
-    ("failed_jobs_total", "counter", "Jobs that were rejected or failed.", |forward| Some(forward.errors.get() as f64)),
-    ("expired_jobs_total", "counter", "Jobs dropped because they were older than max_age.", |forward| {
-        Some(forward.expired.get() as f64)
-    }),
-    ("held_jobs", "gauge", "Jobs taken and not yet acknowledged.", |forward| Some(forward.held() as f64)),
-    ("oldest_held_seconds", "gauge", "Age of the oldest held job, 0 without one.", |forward| {
-        Some(forward.oldest_held().unwrap_or_default().as_secs_f64())
-    }),
-    ("waiting_jobs", "gauge", "Jobs waiting at the source.", |forward| forward.waiting().map(|jobs| jobs as f64)),
-    ("destination_waiting_jobs", "gauge", "Jobs waiting at the destination in use.", |forward| {
-        forward.waiting_there().map(|jobs| jobs as f64)
-    }),
-    ("since_delivery_seconds", "gauge", "Time since the last delivery, absent before the first.", |forward| {
-        forward.last_delivery().map(|time| time.as_secs_f64())
-    }),
-    ("connected_seconds", "gauge", "How long both servers have been connected, 0 while they are not.", |forward| {
-        Some(forward.connected().unwrap_or_default().as_secs_f64())
-    }),
-    ("reconnects_total", "counter", "Sessions after the first.", |forward| Some(forward.reconnects.get() as f64)),
-    ("troubles", "gauge", "Servers of this forward that are unavailable.", |forward| {
-        Some(forward.troubles().len() as f64)
-    }),
-    ("destination_in_use", "gauge", "Place of the destination in use among the configured ones, from 0.", |forward| {
-        Some(forward.destination().0 as f64)
-    }),
+const FAMILIES: [Family; 14] = [
+    ("state", "gauge", "0 working, 1 connecting for the first time, 2 failed.", |f| Some(f.state() as u8 as f64)),
+    ("jobs_total", "counter", "Jobs delivered.", |f| Some(f.counts.jobs.get() as f64)),
+    ("received_bytes_total", "counter", "Data of these as it came.", |f| Some(f.counts.bytes_in.get() as f64)),
+    ("sent_bytes_total", "counter", "Data of these as it went.", |f| Some(f.counts.bytes_out.get() as f64)),
+    ("rejected_jobs_total", "counter", "Undeliverable jobs.", |f| Some(f.counts.rejected.get() as f64)),
+    ("failed_jobs_total", "counter", "Jobs rejected or failed.", |f| Some(f.counts.errors.get() as f64)),
+    ("expired_jobs_total", "counter", "Jobs older than max_age, dropped.", |f| Some(f.counts.expired.get() as f64)),
+    ("sessions_total", "counter", "Times that both servers were connected.", |f| Some(f.counts.sessions.get() as f64)),
+    ("held_jobs", "gauge", "Jobs taken and not yet acknowledged.", |f| Some(f.held() as f64)),
+    ("oldest_held_seconds", "gauge", "Age of the oldest held job.", |f| Some(seconds(f.oldest_held()).unwrap_or(0.0))),
+    ("since_delivery_seconds", "gauge", "Time since the last delivery.", |f| seconds(f.last_delivery())),
+    ("waiting_jobs", "gauge", "Jobs waiting at the source.", |f| Some(f.counts.waiting.get()? as f64)),
+    ("destination_waiting_jobs", "gauge", "The same there.", |f| Some(f.counts.waiting_there.get()? as f64)),
+    ("destination_in_use", "gauge", "Its place in the configuration, from 0.", |f| Some(f.destination().0 as f64)),
 ];
+
+fn seconds(time: Option<Duration>) -> Option<f64> {
+    time.map(|time| time.as_secs_f64())
+}
 
 /// The whole file.
 fn text(metrics: &Metrics, now: SystemTime) -> String {
     let mut out = String::new();
     let verdict = Verdict::of(metrics);
-    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let wrong_since = metrics.configuration_wrong().map_or(0, seconds);
+    let unix = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let wrong_since = metrics.configuration_wrong().map_or(0, unix);
     let mut whole = |name: &str, help: &str, value: &dyn Display, labels: &str| {
         head(&mut out, name, "gauge", help);
         let _ = writeln!(out, "gearman_proxy_{name}{labels} {value}");
     };
     whole("info", "Its version.", &1, concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"));
     whole("status", "As on the status queue: 0 OK, 1 warning, 2 critical.", &verdict.code, "");
-    whole("written_timestamp_seconds", "When this file was written.", &seconds(now), "");
+    whole("written_timestamp_seconds", "When this file was written.", &unix(now), "");
     whole("configuration_wrong_since_timestamp_seconds", "When a reload first failed, 0 for none.", &wrong_since, "");
 
     let forwards: Vec<(String, Arc<ForwardMetrics>)> =
@@ -144,12 +122,14 @@ fn text(metrics: &Metrics, now: SystemTime) -> String {
             let _ = writeln!(out, "gearman_proxy_forward_confirmation_seconds_{suffix}{{{labels}{end}}} {value}");
         };
         let mut count = 0;
-        for (jobs, end) in forward.confirmations.iter().zip(CONFIRMATION_BUCKETS.map(Some).into_iter().chain([None])) {
+        for (jobs, end) in
+            forward.counts.confirmations.iter().zip(CONFIRMATION_BUCKETS.map(Some).into_iter().chain([None]))
+        {
             count += jobs.get();
             let end = end.map_or(String::from("+Inf"), |end| (end as f64 / 1000.0).to_string());
             line("bucket", &format!(",le=\"{end}\""), &count);
         }
-        line("sum", "", &(forward.confirmation_milliseconds.get() as f64 / 1000.0));
+        line("sum", "", &(forward.counts.confirmation_milliseconds.get() as f64 / 1000.0));
         line("count", "", &count);
     }
     out
@@ -176,4 +156,81 @@ fn labels(forward: &ForwardMetrics) -> String {
     let (server, queue) = (quoted(&source.server.to_string()), quoted(&source.queue));
     let first = forward.destinations().first().map_or(String::new(), |first| quoted(&first.server.to_string()));
     format!("source=\"{server}\",destination=\"{first}\",queue=\"{queue}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::metrics::tests::forward;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("gearman-proxy-metrics-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn every_counter_of_a_forward_is_there_with_its_labels() {
+        let metrics = Metrics::default();
+        let forward = forward("a:1/it\"s\\", "b:1/q");
+        metrics.set_forwards(vec![Arc::clone(&forward)]);
+        forward.set_connected(true);
+        forward.delivered(3, 30, 40);
+        forward.confirmed(Duration::from_millis(20), 2);
+        forward.confirmed(Duration::from_secs(200), 1);
+        forward.rejected("bad base64");
+        forward.counts.waiting.set(Some(7));
+        let text = text(&metrics, UNIX_EPOCH + Duration::from_secs(99));
+        let labels = r#"source="a:1",destination="b:1",queue="it\"s\\""#;
+        for line in [
+            format!("gearman_proxy_forward_jobs_total{{{labels}}} 3"),
+            format!("gearman_proxy_forward_received_bytes_total{{{labels}}} 30"),
+            format!("gearman_proxy_forward_sent_bytes_total{{{labels}}} 40"),
+            format!("gearman_proxy_forward_rejected_jobs_total{{{labels}}} 1"),
+            format!("gearman_proxy_forward_waiting_jobs{{{labels}}} 7"),
+            format!("gearman_proxy_forward_state{{{labels}}} 0"),
+            format!("gearman_proxy_forward_confirmation_seconds_bucket{{{labels},le=\"0.005\"}} 0"),
+            format!("gearman_proxy_forward_confirmation_seconds_bucket{{{labels},le=\"0.025\"}} 2"),
+            format!("gearman_proxy_forward_confirmation_seconds_bucket{{{labels},le=\"+Inf\"}} 3"),
+            format!("gearman_proxy_forward_confirmation_seconds_sum{{{labels}}} 200.04"),
+            format!("gearman_proxy_forward_confirmation_seconds_count{{{labels}}} 3"),
+            String::from("gearman_proxy_written_timestamp_seconds 99"),
+            String::from("gearman_proxy_status 1"),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        assert!(!text.contains("destination_waiting_jobs"), "what is not known is not told: {text}");
+    }
+
+    #[test]
+    fn a_symbolic_link_is_replaced_and_not_followed() {
+        let folder = folder("link");
+        let (target, path) = (folder.join("target"), folder.join("metrics.prom"));
+        fs::write(&target, "precious").unwrap();
+        symlink(&target, &path).unwrap();
+        let beside = folder.join(format!(".metrics.prom.{}.new", std::process::id()));
+        symlink(&target, &beside).unwrap();
+        replace(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        let kind = fs::symlink_metadata(&path).unwrap();
+        assert!(kind.is_file() && kind.permissions().mode() & 0o777 == 0o644);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2, "nothing is left beside it");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_failure_leaves_nothing_and_is_forgotten_when_it_works_again() {
+        let folder = folder("gone");
+        let mut file = MetricsFile::new(folder.join("there/metrics.prom"));
+        file.write(&Metrics::default());
+        assert!(file.failed);
+        fs::create_dir(folder.join("there")).unwrap();
+        file.write(&Metrics::default());
+        assert!(!file.failed && file.path.exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -16,8 +16,7 @@ const MIN_NAME: usize = 12;
 const STATE: usize = 24;
 
 /// The columns of numbers and the room that each takes with the blanks before it.
-const COLUMNS: [(&str, usize); 6] =
-    [("JOBS/S", 9), ("BYTES/S", 9), ("HELD", 7), ("WAITING", 9), ("REJECTED", 10), ("JOBS", 8)];
+const COLUMNS: [(&str, usize); 5] = [("JOBS/S", 9), ("BYTES/S", 9), ("HELD", 7), ("WAITING", 9), ("REJECTED", 10)];
 
 /// Two questions closer together than this are answered with the same rates.
 const RATE_OVER: Duration = Duration::from_millis(500);
@@ -40,7 +39,7 @@ impl Rates {
         let mut counted = BTreeMap::new();
         for forward in metrics.forwards() {
             let source = forward.config.source.clone();
-            let (jobs, bytes) = (forward.jobs.get(), forward.bytes_out.get());
+            let (jobs, bytes) = (forward.counts.jobs.get(), forward.counts.bytes_out.get());
             if let (Some(elapsed), Some(before)) = (elapsed, self.counted.get(&source)) {
                 // A reload may have begun again at 0.
                 let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed.as_secs_f64();
@@ -77,9 +76,7 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
         age(now.saturating_duration_since(started)),
         verdict.summary()
     )];
-    if !verdict.text.is_empty() {
-        out.push(verdict.text.trim_start().to_owned());
-    }
+    out.extend(verdict.text.split_inclusive(". ").map(|sentence| sentence.trim().to_owned()));
 
     // The forwards between the same two servers stand together.
     let mut groups: Vec<((Server, Server), Vec<Row>)> = Vec::new();
@@ -148,9 +145,8 @@ fn row(forward: &ForwardMetrics, rates: &Rates) -> Row {
         rate.map_or_else(unknown, |rate| short(rate.0)),
         rate.map_or_else(unknown, |rate| short(rate.1)),
         forward.held().to_string(),
-        forward.waiting().map_or_else(unknown, |jobs| short(jobs as f64)),
-        short(forward.rejected.get() as f64),
-        short(forward.jobs.get() as f64),
+        forward.counts.waiting.get().map_or_else(unknown, |jobs| short(jobs as f64)),
+        short(forward.counts.rejected.get() as f64),
     ];
     let troubles = forward.troubles();
     let first = troubles.iter().min_by_key(|(_, trouble)| trouble.since);
@@ -159,7 +155,7 @@ fn row(forward: &ForwardMetrics, rates: &Rates) -> Row {
     let text = match (first, &reject) {
         (Some((server, trouble)), _) => {
             let since = age(trouble.since.elapsed());
-            format!("down {since}: {} {}", label(&server.to_string()), printable(&trouble.reason))
+            format!("down {since}: {} ({})", printable(&trouble.reason), label(&server.to_string()))
         }
         (None, _) if state == State::Connecting => String::from("connecting"),
         (None, Some(reject)) => {
@@ -227,5 +223,131 @@ fn age(time: Duration) -> String {
         60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
         3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
         _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::metrics::tests::forward;
+
+    fn show(forwards: &[Arc<ForwardMetrics>], payload: &str) -> String {
+        let metrics = Metrics::default();
+        metrics.set_forwards(forwards.to_vec());
+        table(&metrics, payload, &mut Rates::default(), Instant::now())
+    }
+
+    fn at_work(source: &str, destination: &str) -> Arc<ForwardMetrics> {
+        let forward = forward(source, destination);
+        forward.set_connected(true);
+        forward
+    }
+
+    #[test]
+    fn forwards_stand_under_their_servers_with_the_worst_first() {
+        let forwards = [
+            at_work("a:1/x", "b:1/x"),
+            at_work("b:1/y", "a:1/y"),
+            at_work("a:1/z", "b:1/there"),
+            forward("b:1/new", "a:1/new"),
+        ];
+        forwards[0].delivered(12, 1, 1);
+        forwards[2].set_held(5);
+        forwards[2].counts.waiting.set(Some(1_234_567));
+        forwards[2].troubled(&forwards[2].destination().1.server, "connection refused");
+        let text = show(&forwards, "table 200x50");
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("1:WARNING - gearman-proxy 1.0.0, process "), "{text}");
+        assert!(lines[0].ends_with(" up 0s: 2 of 4 forwards working"), "{text}");
+        assert_eq!(lines[1], "1 server failed: b:1 (connection refused).");
+        assert_eq!(lines[2..4], ["backlog contains 1234572 jobs.", "1 forward connecting."]);
+        let lines = &lines[2..];
+        assert_eq!(lines[2], "FORWARD        JOBS/S  BYTES/S   HELD  WAITING  REJECTED  STATE");
+        assert_eq!(lines[3], "a:1 -> b:1");
+        assert_eq!(
+            lines[4],
+            "  z -> there        -        -      5     1.2M         0  down 0s: connection refused (b:1)"
+        );
+        assert_eq!(lines[5], "  x                 -        -      0        -         0  working");
+        assert_eq!(lines[6], "b:1 -> a:1");
+        assert!(lines[7].starts_with("  new ") && lines[7].ends_with("  connecting"), "{text}");
+        assert!(lines[8].starts_with("  y "), "{text}");
+        assert_eq!(lines.len(), 9);
+    }
+
+    #[test]
+    fn it_fits_the_size_that_is_asked_for() {
+        let forwards: Vec<_> =
+            (0..300).map(|n| at_work(&format!("a:{}/hostgroup_customer_{n}_europe", 1 + n % 3), "b:1/q")).collect();
+        forwards[299].troubled(&forwards[299].config.source.server, "connection refused");
+        for (columns, lines) in [(80, 24), (200, 50), (120, 10), (40, 5), (1000, 500)] {
+            let text = show(&forwards, &format!("table {columns}x{lines}"));
+            assert!(text.lines().count() <= lines, "{columns}x{lines}: {text}");
+            assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}x{lines}: {text}");
+        }
+        assert!(show(&forwards, "table 80x24").contains("down 0s"), "the worst is among the first");
+        assert!(show(&forwards, "table 80x24").ends_with(" more, all working"));
+        assert!(show(&forwards, "table 5000x5000").lines().count() <= 500);
+    }
+
+    #[test]
+    fn names_are_cut_in_the_middle_and_never_alike() {
+        let names = ["hostgroup_customer_berlin", "hostgroup_customer_bern", "short", "hostgro~_berlin"];
+        assert_eq!(
+            cut_names(names.into_iter(), 15),
+            ["hostgr~1~berlin", "hostgro~er_bern", "short", "hostgro~_berlin"]
+        );
+        let alike: Vec<String> = (0..40).map(|n| format!("hostgroup_{n:030}_customer")).collect();
+        let cut = cut_names(alike.iter().map(String::as_str), 12);
+        assert_eq!(cut.iter().collect::<BTreeSet<_>>().len(), 40, "{cut:?}");
+        assert!(cut.iter().all(|name| name.chars().count() == 12), "{cut:?}");
+    }
+
+    #[test]
+    fn rates_are_those_between_two_questions() {
+        let forward = at_work("a:1/x", "b:1/x");
+        let metrics = Metrics::default();
+        metrics.set_forwards(vec![Arc::clone(&forward)]);
+        let (mut rates, now) = (Rates::default(), Instant::now());
+        rates.sample(&metrics, now);
+        assert!(rates.a_second.is_empty());
+        forward.delivered(30, 1, 6000);
+        rates.sample(&metrics, now + Duration::from_millis(499));
+        assert!(rates.a_second.is_empty());
+        rates.sample(&metrics, now + Duration::from_secs(2));
+        assert_eq!(rates.a_second[&forward.config.source], (15.0, 3000.0));
+    }
+
+    #[test]
+    fn nothing_in_it_moves_a_cursor() {
+        let odd = at_work("a:1/\u{1b}]0;x\u{7}\u{202e}y\u{9b}2J", "b:1/\r\n");
+        odd.rejected("\u{1b}[2J");
+        let text = show(&[odd], "table");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+        assert!(!text.contains('\u{202e}'), "{text:?}");
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        for (number, text) in [
+            (0.0, "0"),
+            (0.26, "0.3"),
+            (3.0, "3"),
+            (99.94, "99.9"),
+            (950.4, "950"),
+            (9999.0, "9999"),
+            (10_000.0, "10.0k"),
+            (123_456.0, "123.5k"),
+            (999_960.0, "1.0M"),
+            (4_500_000_000.0, "4.5G"),
+            (1e22, "10000000.0P"),
+        ] {
+            assert_eq!(short(number), text);
+        }
+        for (seconds, text) in [(0, "0s"), (187, "3m07s"), (18_120, "5h02m"), (387_000, "4d11h")] {
+            assert_eq!(age(Duration::from_secs(seconds)), text);
+        }
     }
 }

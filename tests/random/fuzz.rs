@@ -1,6 +1,6 @@
 //! Targets that run with one seed after the other, for as long as asked.
 //!
-//! `GEARMAN_PROXY_FUZZ_SECONDS` is how long each target runs, half a second if not set. A failure names its seed;
+//! `GEARMAN_PROXY_FUZZ_SECONDS` is how long each target runs, 10 if not set. A failure names its seed;
 //! `GEARMAN_PROXY_FUZZ_SEED` begins with that one.
 
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ impl Drop for Seed {
 /// Runs a target with one seed after the other until its time is over.
 pub fn fuzz(target: &'static str, mut run: impl FnMut(&mut Random)) {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let time = number("GEARMAN_PROXY_FUZZ_SECONDS").map_or(Duration::from_millis(500), Duration::from_secs);
+    let time = number("GEARMAN_PROXY_FUZZ_SECONDS").map_or(Duration::from_secs(10), Duration::from_secs);
     let mut seed = Seed(target, number("GEARMAN_PROXY_FUZZ_SEED").unwrap_or(1));
     let start = Instant::now();
     let mut runs = 0_u64;

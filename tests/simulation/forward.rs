@@ -444,7 +444,8 @@ impl World<'_> {
             }
             None => true,
         };
-        let idle = proven && relay.held() == 0 && self.connections.iter().all(|connection| {
+        let waits = forward.pumps.iter().all(|pump| !pump.queued);
+        let idle = waits && proven && relay.held() == 0 && self.connections.iter().all(|connection| {
             connection.forward != number || !connection.proxy_open || connection.owed.is_empty()
         });
         let limit = if idle { SECOND } else { 10 * SECOND };

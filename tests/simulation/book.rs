@@ -21,6 +21,8 @@ pub struct Copy {
     pub created: Micros,
     /// The proxy has read that the destination has it.
     pub confirmed: bool,
+    /// It has, while it had its source to tell.
+    pub tellable: bool,
     /// The destination has it no longer: done, or lost with the destination.
     pub over: bool,
     /// It has excused a second one.
@@ -393,7 +395,7 @@ impl World<'_> {
         }
         let (process, number) = (self.connections[connection].process, self.book.accounts[class].copies.len());
         self.servers[server].jobs[job].copy = number;
-        let copy = Copy { server, job, connection, process, forward, created: now, confirmed: false, over: false, used: false };
+        let copy = Copy { server, job, connection, process, forward, created: now, confirmed: false, tellable: false, over: false, used: false };
         self.book.accounts[class].copies.push(copy);
         if self.plan.forwards[forward].asynchronous {
             self.check_twice(class);
@@ -436,7 +438,9 @@ impl World<'_> {
         let late = !self.connections[last.connection].proxy_open;
         let source = self.plan.forwards[copy.forward].source;
         let telling = self.plan.servers[source].tells && self.servers[source].process_id >= 300;
-        let other_id = copy.process != last.process && !telling;
+        let first_opened = connection.opened_at.min(self.connections[last.connection].opened_at);
+        let strange = self.forwards[copy.forward].strange_at.is_some_and(|at| at >= first_opened);
+        let other_id = strange || (copy.process != last.process && !telling);
         if (gone || other_id) && (late || (!copy.confirmed && broke)) {
             return true;
         }
@@ -448,7 +452,7 @@ impl World<'_> {
         if copy.process != last.process {
             let process = &self.processes[copy.process];
             let in_trouble = self.source_was_in_trouble(source, copy.created);
-            let knew = !process.killed && !in_trouble;
+            let knew = !process.killed && !in_trouble && copy.tellable;
             return !knew && (gone || !telling || self.plan.classes[class].unique != Unique::None);
         }
         self.forwards[copy.forward].strange_at.is_some_and(|at| at >= copy.created)
@@ -498,7 +502,11 @@ impl World<'_> {
             if let Some((class, copy)) = owed
                 && self.connections[connection].proxy_open
             {
-                self.book.accounts[class].copies[copy].confirmed = true;
+                let source = self.forwards[self.connections[connection].forward].source;
+                let tellable = source.is_some_and(|(_, source)| self.connections[source].proxy_open);
+                let copy = &mut self.book.accounts[class].copies[copy];
+                copy.confirmed = true;
+                copy.tellable = tellable;
             }
         }
     }

@@ -436,7 +436,8 @@ impl World<'_> {
         let proven = match forward.source {
             Some((_, connection)) => {
                 let connection = &self.connections[connection];
-                let hangs = self.servers[connection.server].hung && connection.down.is_empty();
+                let long = self.hung_until[connection.server] > now + 12 * SECOND;
+                let hangs = self.servers[connection.server].hung && long && connection.down.is_empty();
                 connection.proxy_open
                     && connection.held == 0
                     && connection.acknowledged == connection.proven
@@ -446,7 +447,8 @@ impl World<'_> {
         };
         let waits = forward.pumps.iter().all(|pump| !pump.queued);
         let idle = waits && proven && relay.held() == 0 && self.connections.iter().all(|connection| {
-            connection.forward != number || !connection.proxy_open || connection.owed.is_empty()
+            let is_line = connection.forward == number && connection.proxy_open;
+            !is_line || (connection.owed.is_empty() && connection.up.is_empty() && !connection.troubled)
         });
         let limit = if idle { SECOND } else { 10 * SECOND };
         // The clock is late, now and then.

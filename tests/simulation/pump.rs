@@ -537,7 +537,7 @@ impl World<'_> {
             Which::Source => forward.source,
             Which::Line(submitter) => forward.lines.get(submitter)?.line,
         };
-        connection.map(|(_, connection)| connection)
+        connection.map(|(_, connection)| connection).filter(|&connection| self.connections[connection].proxy_open)
     }
 }
 

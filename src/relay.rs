@@ -61,7 +61,8 @@ pub struct Relay {
     /// Jobs that the destinations took, over all sessions and reloads.
     taken: u64,
     batches: u64,
-    /// The last number in a unique id that is never used again.
+    /// In unique ids that are never used again, the random number and the last one counted with it.
+    random: u128,
     numbers: u64,
     randoms: u64,
     stopping: Option<Now>,
@@ -88,12 +89,16 @@ pub struct Legacy {
     ledger: Ledger,
     taken: u64,
     probing: bool,
+    /// The random number in unique ids that are never used again, and the last one counted with it: the ledger knows ids by
+    /// their number alone.
+    numbers: Option<(u128, u64)>,
 }
 
 impl Relay {
     /// A forward that is not connected yet. `legacy` is what its predecessor knew, or nothing.
     pub fn new(settings: Settings, legacy: Legacy) -> Relay {
-        let Legacy { ledger, taken, probing } = legacy;
+        let Legacy { ledger, taken, probing, numbers } = legacy;
+        let (random, numbers) = numbers.unwrap_or((settings.random, 0));
         Relay {
             session: Session::new(settings.prefetch_is_explicit, settings.byte_limit),
             lines: (0..settings.workers).map(|_| Line::new()).collect(),
@@ -105,7 +110,8 @@ impl Relay {
             ledger,
             taken,
             batches: 0,
-            numbers: 0,
+            random,
+            numbers,
             randoms: 0,
             stopping: None,
             left: 0,
@@ -124,7 +130,8 @@ impl Relay {
 
     /// What the next relay for the same source is to know. For one that has ended.
     pub fn into_legacy(self) -> Legacy {
-        Legacy { ledger: self.ledger, taken: self.taken, probing: self.outage.probing }
+        let numbers = Some((self.random, self.numbers));
+        Legacy { ledger: self.ledger, taken: self.taken, probing: self.outage.probing, numbers }
     }
 
     /// Whether everything is over.
@@ -201,6 +208,11 @@ impl Relay {
         self.stopping = Some(now);
         if let Phase::Settling { until } = &mut self.session.phase {
             *until = (*until).min(now + self.settings.timing.stop);
+        }
+        if self.session.phase == Phase::Connecting {
+            // Whatever hangs: nothing is held.
+            self.actions.close_source = Some(self.session.generation);
+            self.session.phase = Phase::Apart;
         }
         self.source_at(now);
         self.settle(now);

@@ -404,7 +404,7 @@ impl Relay {
 
     /// The unique id under which a job is submitted.
     fn unique_id(&mut self, slot: u32) -> UniqueId {
-        let random = self.settings.random;
+        let random = self.random;
         if !self.settings.asynchronous {
             // An id that was used before might be merged with a job whose client has gone, and be dropped with it.
             self.numbers += 1;
@@ -416,7 +416,7 @@ impl Relay {
 
     /// The forward's own unique id for a job, the same each time that the job is seen.
     pub(super) fn own_unique_id(&mut self, slot: u32) -> UniqueId {
-        let random = self.settings.random;
+        let random = self.random;
         let Some(held) = self.jobs.get_mut(slot) else { return UniqueId::Source };
         if held.number == 0 && self.ledger.needs_numbers() {
             self.numbers += 1;

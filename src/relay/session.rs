@@ -235,6 +235,7 @@ impl Relay {
     /// Ends the source connection; what is not acknowledged goes back to the source by that.
     fn close_source(&mut self, now: Now, ending: Ending) {
         self.actions.close_source = Some(self.session.generation);
+        self.watch_full(now);
         self.ledger.disconnected(ending);
         let jobs = self.session.window.held();
         if jobs > 0 {

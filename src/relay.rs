@@ -66,6 +66,8 @@ pub struct Relay {
     numbers: u64,
     randoms: u64,
     stopping: Option<Now>,
+    /// Jobs whose stages were given up at the stop.
+    abandoned: usize,
     /// Jobs that went back at the stop.
     left: usize,
     expired: u64,
@@ -114,6 +116,7 @@ impl Relay {
             numbers,
             randoms: 0,
             stopping: None,
+            abandoned: 0,
             left: 0,
             expired: 0,
             reader_parked: false,

@@ -455,6 +455,7 @@ impl Relay {
                     continue;
                 }
                 Staged::Submitted { .. } | Staged::Interrupted => again.push(slot),
+                Staged::Abandoned => self.abandoned += 1,
                 Staged::Undeliverable(undeliverable) => self.undeliverable(now, slot, Reason::Stage(undeliverable)),
                 Staged::Expired => self.expired(now, slot),
             }

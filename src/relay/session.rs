@@ -520,7 +520,7 @@ impl Relay {
         match self.session.phase {
             Phase::Relaying if self.stopping.is_some() => {
                 let late = self.stop_moments().is_some_and(|(leave, _)| leave <= now);
-                if self.session.window.held() == 0 && self.session.window.on_wire() == 0 || late {
+                if self.session.window.held() == self.abandoned && self.session.window.on_wire() == 0 || late {
                     self.leave(now);
                 }
             }

@@ -96,6 +96,13 @@ pub struct Legacy {
     numbers: Option<(u128, u64)>,
 }
 
+impl Legacy {
+    /// Whether a successor would know no more with it.
+    pub fn is_empty(&self) -> bool {
+        self.ledger.is_empty() && !self.probing
+    }
+}
+
 impl Relay {
     /// A forward that is not connected yet. `legacy` is what its predecessor knew, or nothing.
     pub fn new(settings: Settings, legacy: Legacy) -> Relay {
@@ -154,8 +161,7 @@ impl Relay {
 
     /// When the oldest of them came.
     pub fn oldest(&self) -> Option<Now> {
-        let held = self.jobs.all().into_iter().filter_map(|slot| self.jobs.get(slot));
-        held.filter(|held| !held.gone).map(|held| held.arrived).min()
+        self.jobs.iter().filter(|held| !held.gone).map(|held| held.arrived).min()
     }
 
     /// Whether the source has nothing for us, as far as it told.
@@ -242,7 +248,9 @@ impl Relay {
     }
 
     fn next_of_reader(&mut self, now: Now) -> Step {
-        self.reader_is_held_up = false;
+        if std::mem::take(&mut self.reader_is_held_up) {
+            self.heard(now);
+        }
         if let Some(generation) = self.connect_source(now) {
             return Step::ConnectSource { generation };
         }

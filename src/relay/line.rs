@@ -656,10 +656,7 @@ impl Relay {
 
     /// The connection that a confirmer is to read, and how many answers are on their way.
     pub(super) fn reading(&mut self, submitter: usize, now: Now) -> Option<(u32, usize)> {
-        let line = self.lines.get_mut(submitter)?;
-        if line.state != LineState::Up {
-            return None;
-        }
+        let line = self.lines.get_mut(submitter).filter(|line| line.is_up())?;
         if !std::mem::replace(&mut line.reading, true) {
             line.flight.progressed(now);
         }

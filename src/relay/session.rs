@@ -280,7 +280,8 @@ impl Relay {
     pub(super) fn settle(&mut self, now: Now) {
         match self.session.phase {
             Phase::Settling { until } => {
-                let owed = self.lines.iter().any(|line| !line.flight.is_empty() || line.exchange.is_some());
+                let owed = self.lines.iter().any(|line| !line.flight.is_empty() || line.exchange.is_some())
+                    || !self.rejects.in_hand_is_empty();
                 if owed && now < until {
                     return;
                 }
@@ -425,6 +426,11 @@ impl Relay {
             let requests = self.session.window.due(ceiling, self.spare, now);
             self.session.put(&requests, now);
         }
+    }
+
+    /// The reader reads again: until now nothing could be heard.
+    pub(super) fn heard(&mut self, now: Now) {
+        self.session.heard = now;
     }
 
     /// Another forward waits for any answer of the source.

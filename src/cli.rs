@@ -58,7 +58,7 @@ options! {
     "" "top" "" "[=ADDRESS]":
         "Live view of all forwards of a running proxy, refreshed every second. It is asked on the status queue at this \
          address, else on that of the configuration. q and Enter end it."
-    "" "once" "" "": "Show that view once."
+    "" "once" "" "": "With --top, show the view once and exit as --status does."
     "" "replay" "" "QUEUE-ADDRESS=ADDRESS":
         "Move the jobs that are in the first queue to the second as they are, e.g. from a reject queue back to its source, \
          and exit when all that were there are moved."

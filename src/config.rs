@@ -65,22 +65,22 @@ pub struct Config {
 /// # Errors
 /// Everything that is wrong, found in one pass.
 pub fn load(paths: &[PathBuf]) -> Result<Config, ConfigErrors> {
-    let mut parser = parse::Parser::new(|name| std::env::var(name).ok());
+    let mut parser = parse::Parser::default();
     let default = [default_path()];
-    let old = if paths.is_empty() && !default[0].exists() { perl_configuration() } else { None };
-    if let Some(old) = old {
-        parser.report.error(source::not_converted(&default[0], &old));
-        return parser.finish(&default);
+    let named = if paths.is_empty() { &default } else { paths };
+    let old = perl_configuration().filter(|_| paths.is_empty() && !default[0].exists());
+    if let Some(old) = &old {
+        parser.report.error(source::not_converted(&default[0], old));
     }
-    let paths = if paths.is_empty() { &default } else { paths };
     let mut reader = source::Reader::default();
-    for found in paths.iter().flat_map(|path| source::find(path)) {
+    for found in named.iter().filter(|_| old.is_none()).flat_map(|path| source::find(path)) {
         match found.and_then(|file| reader.read(&file)) {
-            Ok(file) => file.into_iter().for_each(|file| parser.file(file)),
+            Ok(Some((lines, world_readable))) => parser.file(lines, world_readable),
+            Ok(None) => {}
             Err(error) => parser.report.error(error),
         }
     }
-    parser.finish(paths)
+    parser.finish(named)
 }
 
 /// What is read where the command line names no configuration: `$OMD_ROOT/etc/mod-gearman/proxy.conf` on an OMD site,

@@ -656,6 +656,7 @@ fn addresses() {
     let port = |port: &str| format!("invalid port `{port}`: expected a number from 1 to 65535");
     let comma = "several destinations are separated by a comma and a blank, several source queues stand in braces";
     let braces = "only a source has braces, one pair: HOST:PORT/{QUEUE,QUEUE}";
+    let hold = "braces hold queue names, separated by commas: HOST:PORT/{QUEUE,QUEUE}";
     let pattern = "only a source's queue may be a pattern; a destination HOST:PORT/ keeps the queue's name";
     let long = "q".repeat(513);
     refused(&[
@@ -675,11 +676,11 @@ fn addresses() {
         ("h/a = h/b@,h/c\n", &format!("`,` can't stand in the queue name `b,h/c`: {comma}")),
         ("h/a@,b = h/c\n", &format!("`,` can't stand in the queue name `a,b`: {comma}")),
         ("h/a = h/@{b,c}\n", &format!("`{{` can't stand in the queue name `{{b,c}}`: {braces}")),
-        ("h/{@a}{b} = h/c\n", &format!("`{{` can't stand in the queue name `a{{b}}`: {braces}")),
+        ("h/@{a}{b} = h/c\n", &format!("`{{` can't stand in the queue name `a{{b}}`: {braces}")),
         ("h/a = h/b@*\n", &format!("`*` can't stand in the queue name `b*`: {pattern}")),
         ("h/a = h/b\nreject_queue = r@?\n", &format!("`?` can't stand in the queue name `r?`: {pattern}")),
-        ("h/@{a,b = h/c\n", "the brace is not closed: HOST:PORT/{QUEUE,QUEUE}"),
-        ("h/@{a,,b} = h/c\n", "a queue is missing in the braces: HOST:PORT/{QUEUE,QUEUE}"),
+        ("h/@{a,b = h/c\n", hold),
+        ("h/@{a,,b} = h/c\n", hold),
         ("h/a = h/b, @H/b\n", "the destination h:4730/b is given twice"),
         ("h/a = h/b, i:@0/b\n", &port("0")),
     ]);

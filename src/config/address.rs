@@ -107,23 +107,20 @@ impl Address {
 /// See [`Address::parse`].
 pub(super) fn sources(text: &str) -> Parsed<Vec<Address>> {
     let (server, queue, offset) = split(text)?;
-    let names = match queue.split_once('{') {
+    let braces = queue.split_once('{').map(|(before, rest)| (before, rest.split_once('}')));
+    let names = match braces {
         None => vec![queue.to_owned()],
-        Some((before, rest)) => {
-            let brace = offset + before.len();
-            let Some((words, after)) = rest.split_once('}') else {
-                return wrong(brace, "the brace is not closed: HOST:PORT/{QUEUE,QUEUE}");
-            };
-            if words.split(',').any(|word| word.trim().is_empty()) {
-                return wrong(brace, "a queue is missing in the braces: HOST:PORT/{QUEUE,QUEUE}");
-            }
+        Some((before, Some((words, after)))) if words.split(',').all(|word| !word.trim().is_empty()) => {
             words.split(',').map(|word| format!("{before}{}{after}", word.trim())).collect()
         }
+        Some((before, _)) => {
+            let message = "braces hold queue names, separated by commas: HOST:PORT/{QUEUE,QUEUE}";
+            return wrong(offset + before.len(), message);
+        }
     };
-    names.iter().try_for_each(|name| check_written(name, "*?")).map_err(|error| match names.len() {
-        1 => behind(offset)(error),
-        _ => AddressError { offset, ..error },
-    })?;
+    let whole = braces.is_none();
+    let at = |error: AddressError| AddressError { offset: offset + if whole { error.offset } else { 0 }, ..error };
+    names.iter().try_for_each(|name| check_written(name, "*?")).map_err(at)?;
     Ok(names.into_iter().map(|queue| Address { server: server.clone(), queue }).collect())
 }
 
@@ -340,7 +337,7 @@ mod tests {
         assert_eq!(shown_all(sources, "h/{host, service}"), ["h:4730/host", "h:4730/service"]);
         assert_eq!(shown_all(sources, "h/a_{1,2*}_?"), ["h:4730/a_1_?", "h:4730/a_2*_?"]);
         assert_eq!(shown_all(sources, "h/{one}"), ["h:4730/one"]);
-        for (text, offset) in [("h/x{a,b", 3), ("h/{a,,b}", 2), ("h/{}", 2), ("h/{a}{b}", 3), ("h/a}", 3), ("h/a,b", 3)]
+        for (text, offset) in [("h/x{a,b", 3), ("h/{a,,b}", 2), ("h/{}", 2), ("h/{a}{b}", 2), ("h/a}", 3), ("h/a,b", 3)]
         {
             assert_eq!(sources(text).unwrap_err().offset, offset, "{text}");
         }

@@ -26,6 +26,7 @@ struct Flows<'d> {
     all: Vec<Flow<'d>>,
     /// The forward that takes from a queue.
     explicit: HashMap<Address, usize>,
+    patterns: Vec<usize>,
     /// The status queue and reject queues, which no pattern matches.
     special: HashSet<Address>,
 }
@@ -74,22 +75,18 @@ fn usize_of(settings: &Settings, key: Key, default: usize) -> usize {
 
 /// Options that fit one kind of forward only; which kind it is may stand below them.
 fn check_kinds(drafts: &[Draft], report: &mut Report) {
-    for draft in drafts {
-        let Some(asynchronous) = draft.settings.is_asynchronous() else { continue };
-        for (key, spot) in &draft.settings.given {
-            let name = key.name();
-            match (key.entry().scope, draft.settings.spot(Key::Async)) {
-                (Scope::Asynchronous, Some(given)) if !asynchronous => {
-                    let line = given.place().line;
-                    let why = format!("this one has `async = 0` in line {line}");
-                    report.wrong(spot, format!("`{name}` is for asynchronous forwards only: {why}"));
+    for Draft { settings, .. } in drafts {
+        let Some(asynchronous) = settings.is_asynchronous() else { continue };
+        let line = settings.spot(Key::Async).map_or(0, |spot| spot.place().line);
+        for (key, spot) in &settings.given {
+            let only = match key.entry().scope {
+                Scope::Asynchronous if !asynchronous => {
+                    format!("asynchronous forwards only: this one has `async = 0` in line {line}")
                 }
-                (Scope::Synchronous, _) if asynchronous => {
-                    let message = format!("`{name}` is for synchronous forwards only: those with `async = 0`");
-                    report.wrong(spot, message);
-                }
-                _ => {}
-            }
+                Scope::Synchronous if asynchronous => "synchronous forwards only: those with `async = 0`".to_owned(),
+                _ => continue,
+            };
+            report.wrong(spot, format!("`{}` is for {only}", key.name()));
         }
     }
 }
@@ -160,7 +157,8 @@ fn report_loop(flows: &Flows<'_>, mut way: Vec<&Step>, report: &mut Report) {
 impl<'d> Flows<'d> {
     /// Reports forwards that are given twice.
     fn new(drafts: &'d [Draft], status: Option<&Address>, report: &mut Report) -> Flows<'d> {
-        let mut flows = Flows { all: Vec::new(), explicit: HashMap::new(), special: HashSet::new() };
+        let mut flows =
+            Flows { all: Vec::new(), explicit: HashMap::new(), patterns: Vec::new(), special: HashSet::new() };
         let mut first: HashMap<Address, &Draft> = HashMap::new();
         let rejects = drafts.iter().filter_map(|draft| draft.settings.addresses.get(&Key::RejectQueue));
         flows.special.extend(rejects.chain(status).map(Address::canonical));
@@ -175,8 +173,9 @@ impl<'d> Flows<'d> {
             }
             first.insert(canonical.clone(), draft);
             let pattern = source.queue.contains(['*', '?']).then(|| Glob::new(&source.queue, false)).flatten();
-            if pattern.is_none() {
-                flows.explicit.insert(canonical.clone(), flows.all.len());
+            match &pattern {
+                Some(_) => flows.patterns.push(flows.all.len()),
+                None => drop(flows.explicit.insert(canonical.clone(), flows.all.len())),
             }
             flows.all.push(Flow { draft, source, canonical, pattern });
         }
@@ -185,9 +184,9 @@ impl<'d> Flows<'d> {
 
     /// Whether a pattern takes from a queue of its server.
     fn takes(&self, pattern: &Flow<'_>, queue: &str) -> bool {
-        let address = pattern.canonical.with_queue(queue);
-        let known = self.explicit.contains_key(&address) || self.special.contains(&address);
-        !known && pattern.pattern.as_ref().is_some_and(|pattern| pattern.matches(queue))
+        let known = |address| self.explicit.contains_key(&address) || self.special.contains(&address);
+        let matches = pattern.pattern.as_ref().is_some_and(|pattern| pattern.matches(queue));
+        matches && !known(pattern.canonical.with_queue(queue))
     }
 
     /// The forwards to which jobs can get from one, each once, with the queue by which they get there.
@@ -202,16 +201,20 @@ impl<'d> Flows<'d> {
                 found.push((*next, target));
                 continue;
             }
-            let there = |(index, other): (usize, &Flow<'_>)| {
+            let there = |index: usize| {
+                let other = &self.all[index];
                 let (meets, queue) = match (kept, &other.pattern) {
+                    _ if other.canonical.server != canonical.server => return None,
                     (Some(kept), Some(pattern)) => (kept.intersects(pattern), &target),
                     (Some(_), None) => (self.takes(flow, &other.source.queue), other.source),
-                    (None, Some(_)) => (self.takes(other, &target.queue), &target),
-                    (None, None) => return None,
+                    (None, _) => (self.takes(other, &target.queue), &target),
                 };
-                (meets && other.canonical.server == canonical.server).then(|| (index, queue.clone()))
+                meets.then(|| (index, queue.clone()))
             };
-            found.extend(self.all.iter().enumerate().filter_map(there));
+            match kept {
+                Some(_) => found.extend((0..self.all.len()).filter_map(there)),
+                None => found.extend(self.patterns.iter().copied().filter_map(there)),
+            }
         }
         let mut seen = HashSet::new();
         found.retain(|(next, _)| seen.insert(*next));

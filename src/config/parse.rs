@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::address::{self, Address, AddressError, Parsed, check_written};
 use super::error::{ConfigError, Place, quoted, secret};
 use super::keys::{self, KEYS, Key, Kind, Scope};
-use super::source::{ConfigFile, Line, read_password};
+use super::source::{Line, read_password};
 use super::variables::{self, ExpansionError, Variables, is_name};
 use crate::stages::cipher::Cipher;
 use crate::stages::substitution::Substitution;
@@ -117,6 +117,7 @@ impl Report {
 }
 
 /// Reads files one after the other.
+#[derive(Default)]
 pub(super) struct Parser {
     variables: Variables,
     pub(super) report: Report,
@@ -131,23 +132,11 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    pub(super) fn new(environment: fn(&str) -> Option<String>) -> Parser {
-        Parser {
-            variables: Variables::new(environment),
-            report: Report::default(),
-            globals: Settings::default(),
-            drafts: Vec::new(),
-            in_forward: false,
-            world_readable: false,
-            ciphers: Vec::new(),
-        }
-    }
-
     /// Reads a file's lines.
-    pub(super) fn file(&mut self, file: ConfigFile) {
+    pub(super) fn file(&mut self, lines: Vec<Line>, world_readable: bool) {
         self.in_forward = false;
-        self.world_readable = file.world_readable;
-        let lines: Vec<Arc<Line>> = file.lines.into_iter().map(Arc::new).collect();
+        self.world_readable = world_readable;
+        let lines: Vec<Arc<Line>> = lines.into_iter().map(Arc::new).collect();
         if let Some((line, offset)) = lines.iter().find_map(|line| Some((line, perl(&line.text)?))) {
             self.report.order += 1;
             let spot = Spot { order: self.report.order, line: Arc::clone(line), offset };

@@ -74,12 +74,6 @@ impl Glob {
     }
 }
 
-impl fmt::Display for Glob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 /// A forward for each queue of a server whose name matches: `$local/hostgroup_* = $remote/`.
 #[derive(Debug, Clone)]
 pub struct QueuePattern {

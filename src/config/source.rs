@@ -1,7 +1,7 @@
 //! Finds the files of a configuration and cuts them into lines that know their place.
 
 use std::collections::HashSet;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -22,13 +22,7 @@ const EXTENSIONS: [&str; 2] = [".cfg", ".conf"];
 /// Linux's number, but for MIPS and SPARC: there it is another harmless flag, and the check before opening has to do.
 const O_NONBLOCK: i32 = 0o4000;
 
-/// A configuration file as it was read.
-#[derive(Debug)]
-pub(super) struct ConfigFile {
-    pub(super) lines: Vec<Line>,
-    pub(super) world_readable: bool,
-}
-
+/// A line of a configuration file.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) place: Place,
@@ -127,7 +121,7 @@ fn read_regular(path: &Path, limit: u64) -> io::Result<(Vec<u8>, Metadata)> {
     };
     regular(fs::metadata(path)?)?;
     // What stands there may have changed since: opening must not wait either.
-    let file: File = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
     let metadata = regular(file.metadata()?)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
@@ -148,8 +142,9 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// None if the file was read before, which happens when a file and its folder are both named.
-    pub(super) fn read(&mut self, path: &Path) -> Result<Option<ConfigFile>, ConfigError> {
+    /// A file's lines, and whether others can read it. None if the file was read before, which happens when a file and its
+    /// folder are both named.
+    pub(super) fn read(&mut self, path: &Path) -> Result<Option<(Vec<Line>, bool)>, ConfigError> {
         let (bytes, metadata) = read_regular(path, MAX_FILE_SIZE).map_err(|error| unreadable(path, &error))?;
         if !self.seen.insert((metadata.dev(), metadata.ino())) {
             return Ok(None);
@@ -158,7 +153,7 @@ impl Reader {
             let message = "is not a text file: expected UTF-8, one `key = value` a line";
             return Err(ConfigError::of_file(path.display(), message));
         }
-        Ok(Some(ConfigFile { lines: lines(path, &bytes), world_readable: world_readable(&metadata) }))
+        Ok(Some((lines(path, &bytes), world_readable(&metadata))))
     }
 }
 

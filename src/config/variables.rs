@@ -24,11 +24,13 @@ pub(super) enum ExpansionError {
     Wrong { offset: usize, message: String },
 }
 
-impl Variables {
-    pub(super) fn new(environment: fn(&str) -> Option<String>) -> Variables {
-        Variables { set: HashMap::new(), environment }
+impl Default for Variables {
+    fn default() -> Variables {
+        Variables { set: HashMap::new(), environment: |name| std::env::var(name).ok() }
     }
+}
 
+impl Variables {
     /// Sets a variable, again or for the first time; None if its value is wrong.
     pub(super) fn set(&mut self, name: &str, value: Option<String>) {
         self.set.insert(name.to_owned(), value);
@@ -107,7 +109,8 @@ mod tests {
     use super::*;
 
     fn variables() -> Variables {
-        let mut variables = Variables::new(|name| (name == "ENV").then(|| "environment".to_owned()));
+        let environment = |name: &str| (name == "ENV").then(|| "environment".to_owned());
+        let mut variables = Variables { set: HashMap::new(), environment };
         variables.set("a", Some("1.2.3.4".to_owned()));
         variables.set("_b2", Some(String::new()));
         variables.set("broken", None);

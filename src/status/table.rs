@@ -121,8 +121,8 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
         let rest = if shown >= seen_failed { "all working" } else { "not all of them working" };
         out.push(format!("... and {hidden} more, {rest}"));
     }
-    let cut = |line: &String| line.chars().take(columns).collect::<String>();
-    out.iter().map(|line| cut(line).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    let cut = |line: &String| line.chars().take(columns).collect::<String>().trim_end().to_owned();
+    out.iter().take(lines).map(cut).collect::<Vec<_>>().join("\n")
 }
 
 fn size(payload: &str) -> (usize, usize) {
@@ -283,7 +283,7 @@ mod tests {
         let forwards: Vec<_> =
             (0..300).map(|n| at_work(&format!("a:{}/hostgroup_customer_{n}_europe", 1 + n % 3), "b:1/q")).collect();
         forwards[299].troubled(&forwards[299].config.source.server, "connection refused");
-        for (columns, lines) in [(80, 24), (200, 50), (120, 10), (40, 5), (1000, 500)] {
+        for (columns, lines) in [(80, 24), (200, 50), (120, 10), (40, 5), (7, 1), (1000, 500)] {
             let text = show(&forwards, &format!("table {columns}x{lines}"));
             assert!(text.lines().count() <= lines, "{columns}x{lines}: {text}");
             assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}x{lines}: {text}");

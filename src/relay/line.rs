@@ -439,6 +439,7 @@ impl Relay {
             if self.jobs.get(slot).is_none_or(|held| held.gone) {
                 gone = true;
                 self.forget(slot);
+                self.lines[id.submitter].alone = None;
                 continue;
             }
             let line = &mut self.lines[id.submitter];

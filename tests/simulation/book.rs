@@ -21,6 +21,8 @@ pub struct Copy {
     pub created: Micros,
     /// The proxy has read that the destination has it.
     pub confirmed: bool,
+    /// It has, while it had its source to tell.
+    pub tellable: bool,
     /// The destination has it no longer: done, or lost with the destination.
     pub over: bool,
     /// It has excused a second one.
@@ -233,9 +235,7 @@ impl World<'_> {
         }
         if dropped {
             self.book.counts.dropped += 1;
-            self.tell(|_| {
-                format!("The source drops a job of class {class} after {returns} returns, {chosen} of them chosen.")
-            });
+            self.tell(|_| format!("The source drops a job of class {class} after {returns} returns, {chosen} of them chosen."));
         }
     }
 
@@ -296,8 +296,7 @@ impl World<'_> {
         let same = self.book.restarts.iter().filter(|restart| restart.server == server && restart.same);
         same.into_iter().any(|restart| {
             let other_process = self.processes.iter().any(|process| process.ended_at.is_some());
-            let under_way =
-                account.copies.iter().any(|copy| copy.created <= restart.at && restart.at < copy.created + 40 * SECOND);
+            let under_way = account.copies.iter().any(|copy| copy.created <= restart.at && restart.at < copy.created + 40 * SECOND);
             other_process || under_way
         })
     }
@@ -308,9 +307,7 @@ impl World<'_> {
         let lost_lines = self.forwards.iter().any(|forward| forward.lines_lost >= 3);
         let may = match (plan.kind, plan.outcome, end) {
             // Moved away, a client that waits is told, too.
-            (Kind::Bad | Kind::Refused, _, End::Failed) if rejects => {
-                !is_async && self.book.accounts[class].rejected > 0
-            }
+            (Kind::Bad | Kind::Refused, _, End::Failed) if rejects => !is_async && self.book.accounts[class].rejected > 0,
             (Kind::Poison, _, End::Failed) if rejects => !is_async,
             (Kind::Bad | Kind::Poison | Kind::Refused, _, End::Failed) => true,
             (Kind::Expired, _, End::Failed) => !is_async,
@@ -333,12 +330,7 @@ impl World<'_> {
         }
     }
 
-    fn note_at_destination(
-        &mut self,
-        server: usize,
-        happening: Happening,
-        from: Option<usize>,
-    ) -> Option<(usize, usize)> {
+    fn note_at_destination(&mut self, server: usize, happening: Happening, from: Option<usize>) -> Option<(usize, usize)> {
         match happening {
             Happening::Created { job } => {
                 let (class, queue) = (self.servers[server].jobs[job].class, self.servers[server].jobs[job].queue);
@@ -403,17 +395,7 @@ impl World<'_> {
         }
         let (process, number) = (self.connections[connection].process, self.book.accounts[class].copies.len());
         self.servers[server].jobs[job].copy = number;
-        let copy = Copy {
-            server,
-            job,
-            connection,
-            process,
-            forward,
-            created: now,
-            confirmed: false,
-            over: false,
-            used: false,
-        };
+        let copy = Copy { server, job, connection, process, forward, created: now, confirmed: false, tellable: false, over: false, used: false };
         self.book.accounts[class].copies.push(copy);
         if self.plan.forwards[forward].asynchronous {
             self.check_twice(class);
@@ -430,8 +412,7 @@ impl World<'_> {
         if account.copies.len() <= account.accepted + account.wiped + account.excused {
             return;
         }
-        let excuse =
-            (0..earlier).find(|&at| !account.copies[at].used && self.excuses(&account.copies[at], last, class));
+        let excuse = (0..earlier).find(|&at| !account.copies[at].used && self.excuses(&account.copies[at], last, class));
         let account = &mut self.book.accounts[class];
         account.excused += 1;
         match excuse {
@@ -457,20 +438,21 @@ impl World<'_> {
         let late = !self.connections[last.connection].proxy_open;
         let source = self.plan.forwards[copy.forward].source;
         let telling = self.plan.servers[source].tells && self.servers[source].process_id >= 300;
-        let other_id = copy.process != last.process && !telling;
+        let first_opened = connection.opened_at.min(self.connections[last.connection].opened_at);
+        let strange = self.forwards[copy.forward].strange_at.is_some_and(|at| at >= first_opened);
+        let other_id = strange || (copy.process != last.process && !telling);
         if (gone || other_id) && (late || (!copy.confirmed && broke)) {
             return true;
         }
         // It may have been on its way meanwhile.
-        let kept =
-            |restart: &&Restart| restart.server == source && restart.keeps && restart.at + 60 * SECOND >= copy.created;
+        let kept = |restart: &&Restart| restart.server == source && restart.keeps && restart.at + 60 * SECOND >= copy.created;
         if self.book.restarts.iter().any(|restart| kept(&restart)) {
             return true;
         }
         if copy.process != last.process {
             let process = &self.processes[copy.process];
             let in_trouble = self.source_was_in_trouble(source, copy.created);
-            let knew = !process.killed && !in_trouble;
+            let knew = !process.killed && !in_trouble && copy.tellable;
             return !knew && (gone || !telling || self.plan.classes[class].unique != Unique::None);
         }
         self.forwards[copy.forward].strange_at.is_some_and(|at| at >= copy.created)
@@ -479,9 +461,7 @@ impl World<'_> {
     /// A fault that concerned the source's connections, from a while before `since`.
     fn source_was_in_trouble(&self, source: usize, since: Micros) -> bool {
         self.plan.faults.iter().any(|(at, fault)| {
-            fault.server(self.plan) == Some(source)
-                && *at <= self.clock.now
-                && at + fault.lasts() + 60 * SECOND >= since
+            fault.server(self.plan) == Some(source) && *at <= self.clock.now && at + fault.lasts() + 60 * SECOND >= since
         })
     }
 
@@ -522,7 +502,11 @@ impl World<'_> {
             if let Some((class, copy)) = owed
                 && self.connections[connection].proxy_open
             {
-                self.book.accounts[class].copies[copy].confirmed = true;
+                let source = self.forwards[self.connections[connection].forward].source;
+                let tellable = source.is_some_and(|(_, source)| self.connections[source].proxy_open);
+                let copy = &mut self.book.accounts[class].copies[copy];
+                copy.confirmed = true;
+                copy.tellable = tellable;
             }
         }
     }

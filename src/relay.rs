@@ -14,9 +14,11 @@ mod ledger;
 mod line;
 mod outage;
 mod outbox;
+mod outcome;
 mod quarantine;
 mod rejects;
 mod session;
+mod submission;
 mod window;
 
 use std::collections::VecDeque;

@@ -449,7 +449,15 @@ impl World<'_> {
         if self.book.restarts.iter().any(|restart| kept(&restart)) {
             return true;
         }
+        if !copy.tellable && !telling {
+            return true;
+        }
         if copy.process != last.process {
+            // A proof of a restart is forgotten with its process.
+            let proved = |restart: &&Restart| restart.server == source && restart.same;
+            if self.plan.classes[class].unique == Unique::None && self.book.restarts.iter().any(|restart| proved(&restart)) {
+                return true;
+            }
             let process = &self.processes[copy.process];
             let in_trouble = self.source_was_in_trouble(source, copy.created);
             let knew = !process.killed && !in_trouble && copy.tellable;

@@ -112,8 +112,6 @@ pub struct Forward {
     pub broke_at: Option<Micros>,
     /// When a source connection began of which nobody could tell whether it was to the same process as the one before.
     pub strange_at: Option<Micros>,
-    /// Its last source connection was closed by the proxy, for its own reasons, with a server that was well.
-    pub parted_well: bool,
     pub given_back: bool,
     pub lines_lost: u32,
 }
@@ -148,7 +146,6 @@ impl Forward {
             opened_at: None,
             broke_at: None,
             strange_at: None,
-            parted_well: false,
             given_back: false,
             lines_lost: 0,
         }
@@ -304,7 +301,6 @@ impl World<'_> {
             && current == generation
         {
             self.shut(connection, true);
-            self.forwards[number].parted_well = self.connections[connection].chosen;
             self.tell(|world| format!("Forward {number} closes connection {}.", world.name(connection)));
         }
         self.interrupt(number, |work| matches!(work, Work::ConnectSource { generation: current, .. } if *current == generation));
@@ -430,6 +426,9 @@ impl World<'_> {
         let forward = &mut self.forwards[number];
         let Some(relay) = &forward.relay else { return };
         if forward.stopping.is_some() {
+            if after != After::Successor {
+                forward.after = after;
+            }
             return;
         }
         // Nothing held, and all acknowledgements known to have arrived: a second, whatever hangs.

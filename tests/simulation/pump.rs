@@ -437,10 +437,9 @@ impl World<'_> {
                 let now = self.clock.now;
                 let state = &mut self.forwards[forward];
                 let telling = gearman_proxy::relay::telling(process_id).is_some();
-                if state.broke_at.is_some() && !same && !telling && !state.parted_well {
+                if state.broke_at.is_some() && !same && !telling {
                     state.strange_at = Some(now);
                 }
-                state.parted_well = false;
                 state.opened_at = Some(now);
                 state.source = Some((generation, connection));
                 state.intake = Some(gearman_proxy::relay::Intake::new(&[], plan::MAX_JOB_SIZE, origin, None));

@@ -14,9 +14,11 @@ mod ledger;
 mod line;
 mod outage;
 mod outbox;
+mod outcome;
 mod quarantine;
 mod rejects;
 mod session;
+mod submission;
 mod window;
 
 use std::collections::VecDeque;
@@ -66,6 +68,8 @@ pub struct Relay {
     numbers: u64,
     randoms: u64,
     stopping: Option<Now>,
+    /// Jobs whose stages were given up at the stop.
+    abandoned: usize,
     /// Jobs that went back at the stop.
     left: usize,
     expired: u64,
@@ -94,6 +98,13 @@ pub struct Legacy {
     numbers: Option<(u128, u64)>,
 }
 
+impl Legacy {
+    /// Whether a successor would know no more with it.
+    pub fn is_empty(&self) -> bool {
+        self.ledger.is_empty() && !self.probing
+    }
+}
+
 impl Relay {
     /// A forward that is not connected yet. `legacy` is what its predecessor knew, or nothing.
     pub fn new(settings: Settings, legacy: Legacy) -> Relay {
@@ -114,6 +125,7 @@ impl Relay {
             numbers,
             randoms: 0,
             stopping: None,
+            abandoned: 0,
             left: 0,
             expired: 0,
             reader_parked: false,
@@ -151,8 +163,7 @@ impl Relay {
 
     /// When the oldest of them came.
     pub fn oldest(&self) -> Option<Now> {
-        let held = self.jobs.all().into_iter().filter_map(|slot| self.jobs.get(slot));
-        held.filter(|held| !held.gone).map(|held| held.arrived).min()
+        self.jobs.iter().filter(|held| !held.gone).map(|held| held.arrived).min()
     }
 
     /// Whether the source has nothing for us, as far as it told.
@@ -239,7 +250,9 @@ impl Relay {
     }
 
     fn next_of_reader(&mut self, now: Now) -> Step {
-        self.reader_is_held_up = false;
+        if std::mem::take(&mut self.reader_is_held_up) {
+            self.heard(now);
+        }
         if let Some(generation) = self.connect_source(now) {
             return Step::ConnectSource { generation };
         }

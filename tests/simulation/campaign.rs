@@ -64,11 +64,17 @@ fn print(outcome: &Outcome, seconds: f64) {
     let Outcome { counts, hash, failed } = outcome;
     let Counts { schedules, jobs, faults, cuts, kills, restarts, outages, stops, .. } = counts;
     println!("{schedules} schedules: {jobs} jobs, {faults} faults");
-    println!("  {cuts} cuts, {kills} kills of a proxy, {restarts} restarts of a server, {outages} outages, {stops} stops");
+    println!(
+        "  {cuts} cuts, {kills} kills of a proxy, {restarts} restarts of a server, {outages} outages, {stops} stops"
+    );
     println!("  {} jobs were given back, {} dropped by --job-retries", counts.given_back, counts.dropped);
     let lost = failed.iter().filter(|(_, violation)| violation.starts_with("LOST")).count();
     let twice = failed.iter().filter(|(_, violation)| violation.starts_with("TWICE")).count();
-    println!("  lost {lost}, twice beyond the exception {twice} (and {} within it), other violations {}", counts.twice, failed.len() - lost - twice);
+    println!(
+        "  lost {lost}, twice beyond the exception {twice} (and {} within it), other violations {}",
+        counts.twice,
+        failed.len() - lost - twice
+    );
     println!(
         "  everything delivered {} s after the last fault at most; stopped in {:.2} s at most",
         counts.longest_settling / 1_000_000,

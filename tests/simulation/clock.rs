@@ -13,15 +13,31 @@ pub const SECOND: Micros = 1_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
     /// Bytes, or the end, arrive: of this connection, at its server or at its proxy.
-    Arrival { connection: usize, up: bool },
+    Arrival {
+        connection: usize,
+        up: bool,
+    },
     /// What a pump does is done.
-    Pump { forward: usize, pump: usize, token: u32 },
+    Pump {
+        forward: usize,
+        pump: usize,
+        token: u32,
+    },
     /// A relay is to be told the time.
-    Due { forward: usize, token: u32 },
+    Due {
+        forward: usize,
+        token: u32,
+    },
     /// A worker of a server looks for a job.
-    Worker { server: usize },
+    Worker {
+        server: usize,
+    },
     /// A worker of a server has done a job.
-    Done { server: usize, incarnation: u32, job: usize },
+    Done {
+        server: usize,
+        incarnation: u32,
+        job: usize,
+    },
     /// A client submits this order, or submits it again.
     Order(usize),
     /// The foreground client of this order leaves.

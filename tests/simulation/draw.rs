@@ -146,7 +146,8 @@ impl Draw {
             let queue = random.below(queues + 1);
             let asynchronous =
                 self.plan.forwards.iter().filter(|forward| forward.queue == queue).all(|forward| forward.asynchronous);
-            let at = if bursts == 1000 { random.range(0, length) } else { random.pick(&starts) + random.range(0, 20_000) };
+            let at =
+                if bursts == 1000 { random.range(0, length) } else { random.pick(&starts) + random.range(0, 20_000) };
             let again = self.plan.classes.iter().rposition(|class| class.queue == queue);
             let class = match again {
                 Some(again) if equal && random.one_in(3) && self.plan.classes[again].kind == Kind::Good => again,
@@ -186,7 +187,8 @@ impl Draw {
             *long_ones -= 1;
             run = random.range(20 * SECOND, 100 * SECOND);
         }
-        let outcome = random.pick(&[Outcome::Completes, Outcome::Completes, Outcome::Completes, Outcome::Fails, Outcome::Raises]);
+        let outcome =
+            random.pick(&[Outcome::Completes, Outcome::Completes, Outcome::Completes, Outcome::Fails, Outcome::Raises]);
         Class { kind, queue, size, unique, run, outcome }
     }
 
@@ -209,7 +211,9 @@ impl Draw {
         let random = &mut self.random;
         let servers: &[usize] = match () {
             () if self.plan.ordered => &[FIRST_DESTINATION],
-            () if self.plan.forwards[0].destinations.len() > 1 => &[SOURCE, FIRST_DESTINATION, FIRST_DESTINATION, SECOND_DESTINATION],
+            () if self.plan.forwards[0].destinations.len() > 1 => {
+                &[SOURCE, FIRST_DESTINATION, FIRST_DESTINATION, SECOND_DESTINATION]
+            }
             () if self.plan.forwards[0].reject == Some(REJECT_SERVER) => &[SOURCE, FIRST_DESTINATION, REJECT_SERVER],
             () => &[SOURCE, FIRST_DESTINATION],
         };

@@ -173,27 +173,71 @@ pub enum Place {
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
     /// `reset`: what is on its way is lost.
-    Cut { forward: usize, which: Which, place: Place, reset: bool },
-    CutAll { server: usize, reset: bool },
+    Cut {
+        forward: usize,
+        which: Which,
+        place: Place,
+        reset: bool,
+    },
+    CutAll {
+        server: usize,
+        reset: bool,
+    },
     /// Nothing arrives for a while.
-    Stall { forward: usize, which: Which, lasts: Micros },
+    Stall {
+        forward: usize,
+        which: Which,
+        lasts: Micros,
+    },
     /// Nothing arrives any more, and both ends learn of it late or by their own clocks.
-    Silence { forward: usize, which: Which, noticed: Micros },
+    Silence {
+        forward: usize,
+        which: Which,
+        noticed: Micros,
+    },
     /// `keeps`: its queue is persistent. `process_id`: another one than before.
-    Kill { server: usize, keeps: bool, process_id: Option<u32>, away: Micros },
+    Kill {
+        server: usize,
+        keeps: bool,
+        process_id: Option<u32>,
+        away: Micros,
+    },
     /// The process is stopped: the kernel accepts connections and bytes, nothing is answered.
-    Hang { server: usize, lasts: Micros },
+    Hang {
+        server: usize,
+        lasts: Micros,
+    },
     /// Connections to it are not answered at all.
-    Unreachable { server: usize, lasts: Micros },
+    Unreachable {
+        server: usize,
+        lasts: Micros,
+    },
     /// A queue takes so many jobs at most.
-    Full { server: usize, queue: usize, limit: usize, lasts: Micros },
+    Full {
+        server: usize,
+        queue: usize,
+        limit: usize,
+        lasts: Micros,
+    },
     /// The line to it is this slow.
-    Slow { server: usize, rate: u64, lasts: Micros },
+    Slow {
+        server: usize,
+        rate: u64,
+        lasts: Micros,
+    },
     /// The proxy is killed, and another process started.
-    Crash { proxy: usize, away: Micros },
+    Crash {
+        proxy: usize,
+        away: Micros,
+    },
     /// The proxy is stopped, and another process started when it has ended.
-    Restart { proxy: usize, away: Micros },
-    Reload { proxy: usize },
+    Restart {
+        proxy: usize,
+        away: Micros,
+    },
+    Reload {
+        proxy: usize,
+    },
 }
 
 /// See the module.
@@ -240,7 +284,9 @@ impl Fault {
             | Fault::Unreachable { server, .. }
             | Fault::Full { server, .. }
             | Fault::Slow { server, .. } => Some(server),
-            Fault::Cut { forward, which, .. } | Fault::Stall { forward, which, .. } | Fault::Silence { forward, which, .. } => {
+            Fault::Cut { forward, which, .. }
+            | Fault::Stall { forward, which, .. }
+            | Fault::Silence { forward, which, .. } => {
                 let forward = plan.forwards.get(forward)?;
                 match which {
                     Which::Source => Some(forward.source),

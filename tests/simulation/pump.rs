@@ -42,7 +42,9 @@ impl World<'_> {
             },
             Work::Stage(batch) => self.stage(forward, pump, batch),
             Work::Write(line, chunk) => self.write(forward, pump, line, chunk),
-            Work::WriteSource { generation, bytes, written } => self.write_source(forward, pump, generation, bytes, written),
+            Work::WriteSource { generation, bytes, written } => {
+                self.write_source(forward, pump, generation, bytes, written)
+            }
             Work::ConnectSource { generation, since, begun } => {
                 self.connect_source(forward, pump, generation, since, begun);
             }
@@ -154,7 +156,10 @@ impl World<'_> {
         }
         self.tell(|world| {
             let this = &world.connections[connection];
-            format!("Forward {forward} has asked for {} jobs on connection {connection} and holds {}.", this.asked, this.held)
+            format!(
+                "Forward {forward} has asked for {} jobs on connection {connection} and holds {}.",
+                this.asked, this.held
+            )
         });
         self.check_bounds(forward, connection);
     }
@@ -166,12 +171,13 @@ impl World<'_> {
         // Jobs that wait for the reject queue have a limit of their own.
         let rejects = if plan.reject.is_some() { (plan.prefetch / 2).max(1) } else { 0 };
         // A job on which the destination breaks can be told only with another one beside it.
-        let most = if self.forwards[forward].lines_lost > 0 { plan.prefetch.max(2 + odd) } else { plan.prefetch } + rejects;
+        let most =
+            if self.forwards[forward].lines_lost > 0 { plan.prefetch.max(2 + odd) } else { plan.prefetch } + rejects;
         if this.asked + this.held > most {
             let (asked, held, prefetch) = (this.asked, this.held, plan.prefetch);
-            self.book
-                .violations
-                .push(format!("forward {forward} has asked for {asked} jobs and holds {held}; its prefetch is {prefetch}"));
+            self.book.violations.push(format!(
+                "forward {forward} has asked for {asked} jobs and holds {held}; its prefetch is {prefetch}"
+            ));
         }
     }
 
@@ -278,7 +284,9 @@ impl World<'_> {
             match read_replies(incoming, max_result) {
                 Ok(more) => replies.extend(more),
                 Err(error) => {
-                    self.book.violations.push(format!("forward {forward} does not understand its destination: {error}"));
+                    self.book
+                        .violations
+                        .push(format!("forward {forward} does not understand its destination: {error}"));
                     return;
                 }
             }
@@ -422,7 +430,8 @@ impl World<'_> {
                 let tells = self.plan.servers[server].tells;
                 let process_id = tells.then_some(self.servers[server].process_id);
                 let name = self.plan.servers[server].name;
-                let queue = std::str::from_utf8(plan::queue_name(self.plan.forwards[forward].queue)).unwrap_or_default();
+                let queue =
+                    std::str::from_utf8(plan::queue_name(self.plan.forwards[forward].queue)).unwrap_or_default();
                 let origin = Origin::new(name, process_id, queue);
                 let same = self.is_the_same(forward, server);
                 let now = self.clock.now;
@@ -436,7 +445,10 @@ impl World<'_> {
                 state.intake = Some(gearman_proxy::relay::Intake::new(&[], plan::MAX_JOB_SIZE, origin, None));
                 self.tell(|world| {
                     let proof = if same { ", which is proved to be the same process" } else { "" };
-                    format!("Forward {forward} opens connection {} (process id {process_id:?}{proof}).", world.name(connection))
+                    format!(
+                        "Forward {forward} opens connection {} (process id {process_id:?}{proof}).",
+                        world.name(connection)
+                    )
                 });
                 self.report(forward, pump, Event::SourceConnected { generation, process_id, same });
             }
@@ -447,7 +459,9 @@ impl World<'_> {
     fn is_the_same(&self, forward: usize, server: usize) -> bool {
         let Some(broke_at) = self.forwards[forward].broke_at else { return false };
         let this = &self.forwards[forward];
-        if self.plan.forwards[forward].witness && this.opened_at.is_some_and(|opened_at| self.all_cut_at[server] < opened_at) {
+        if self.plan.forwards[forward].witness
+            && this.opened_at.is_some_and(|opened_at| self.all_cut_at[server] < opened_at)
+        {
             return true;
         }
         self.connections.iter().any(|other| {
@@ -464,7 +478,9 @@ impl World<'_> {
         let server = self.plan.forwards[forward].destinations[destination];
         let interrupted = self.forwards[forward].pumps[pump].interrupted;
         match self.greet(server, since, begun, interrupted) {
-            Greeting::Waits(time) => self.go_on(forward, pump, Work::Connect { line, destination, since, begun: true }, time),
+            Greeting::Waits(time) => {
+                self.go_on(forward, pump, Work::Connect { line, destination, since, begun: true }, time)
+            }
             Greeting::Failed => self.report(forward, pump, Event::ConnectFailed(line, loss(false))),
             Greeting::Greeted => {
                 let connection = self.open(forward, server, Owner::Line(line.submitter));

@@ -28,7 +28,9 @@ impl World<'_> {
             let (kind, end) = match wire::parse(bytes) {
                 Parsed::Whole(kind, end) => (kind, end),
                 Parsed::Incomplete => {
-                    if this.up.ended(now).is_some() || (this.up.has_end() && this.up.next_arrival().is_none_or(|at| at <= now)) {
+                    if this.up.ended(now).is_some()
+                        || (this.up.has_end() && this.up.next_arrival().is_none_or(|at| at <= now))
+                    {
                         self.close_by_server(connection, false);
                     }
                     self.connections[connection].up.take();
@@ -43,7 +45,9 @@ impl World<'_> {
             body.extend_from_slice(wire::body(bytes, end));
             self.connections[connection].up.consume(end);
             self.trace.add(40, (kind as u64) << 32 | end as u64);
-            self.tell(|world| format!("{} receives {}.", world.plan.servers[server].name, shown(kind, &body, connection)));
+            self.tell(|world| {
+                format!("{} receives {}.", world.plan.servers[server].name, shown(kind, &body, connection))
+            });
             let after = self.servers[server].execute(connection, kind, &body, &self.plan.classes, server, now);
             let copy = self.note(server, Some(connection));
             let this = &mut self.connections[connection];
@@ -159,7 +163,9 @@ impl World<'_> {
                 let takes = run / 2 + self.chance.range(0, run / 2);
                 let incarnation = self.servers[server].incarnation;
                 self.trace.add(42, job as u64);
-                self.tell(|world| format!("A worker of {} begins a job of class {class}.", world.plan.servers[server].name));
+                self.tell(|world| {
+                    format!("A worker of {} begins a job of class {class}.", world.plan.servers[server].name)
+                });
                 self.clock.at(now + takes, Timer::Done { server, incarnation, job });
             }
         }
@@ -344,7 +350,9 @@ impl World<'_> {
     /// Whether a source has nothing left but jobs that can't be delivered.
     fn is_settled(&self) -> bool {
         let sources = (0..self.servers.len()).filter(|&server| self.plan.is_source(server));
-        let mut left = sources.flat_map(|server| self.servers[server].jobs.iter().filter(|job| job.end.is_none() && job.queue != REJECTS));
+        let mut left = sources.flat_map(|server| {
+            self.servers[server].jobs.iter().filter(|job| job.end.is_none() && job.queue != REJECTS)
+        });
         self.book.submitted == self.plan.orders.len() && left.all(|job| self.may_stay(job.class))
     }
 

@@ -75,15 +75,31 @@ pub struct Job {
 /// What the books are told.
 #[derive(Debug, Clone, Copy)]
 pub enum Happening {
-    Created { job: usize },
-    Merged { job: usize, class: usize },
-    Refused { class: usize },
-    Assigned { job: usize },
+    Created {
+        job: usize,
+    },
+    Merged {
+        job: usize,
+        class: usize,
+    },
+    Refused {
+        class: usize,
+    },
+    Assigned {
+        job: usize,
+    },
     NoJob,
     Noop,
     /// `dropped`: too often.
-    Returned { job: usize, connection: usize, dropped: bool },
-    Ended { job: usize, end: End },
+    Returned {
+        job: usize,
+        connection: usize,
+        dropped: bool,
+    },
+    Ended {
+        job: usize,
+        end: End,
+    },
     /// A packet about a job that the connection does not hold.
     NotFound,
 }
@@ -292,7 +308,15 @@ impl Server {
     }
 
     /// Executes a packet of a connection. `server` is its number.
-    pub fn execute(&mut self, from: usize, kind: u32, body: &[u8], classes: &[Class], server: usize, now: Micros) -> After {
+    pub fn execute(
+        &mut self,
+        from: usize,
+        kind: u32,
+        body: &[u8],
+        classes: &[Class],
+        server: usize,
+        now: Micros,
+    ) -> After {
         match kind {
             kind::ECHO_REQ => self.reply(from, kind::ECHO_RES, &[body]),
             kind::CAN_DO => {
@@ -311,7 +335,11 @@ impl Server {
                 }
             }
             kind::GRAB_JOB_UNIQ => self.grab(from, server, now),
-            kind::WORK_COMPLETE | kind::WORK_FAIL | kind::WORK_EXCEPTION | kind::WORK_DATA | kind::WORK_WARNING
+            kind::WORK_COMPLETE
+            | kind::WORK_FAIL
+            | kind::WORK_EXCEPTION
+            | kind::WORK_DATA
+            | kind::WORK_WARNING
             | kind::WORK_STATUS => self.work(from, kind, body, now),
             _ => {
                 let Some((priority, background)) = wire::submission(kind) else { return After::Closes };

@@ -17,7 +17,8 @@ fn alike(one: &str, other: &str) -> bool {
 pub fn run(plan: &Plan, tells: bool) -> Report {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world::run(plan, tells)));
     outcome.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let text =
+            panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         let text = format!("panics: {}", text.unwrap_or_default());
         Report { hash: 0, violations: vec![text], counts: Default::default(), story: Vec::new() }
     })

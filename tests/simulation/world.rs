@@ -343,7 +343,9 @@ impl<'a> World<'a> {
                 pipe.finish(now);
             }
         }
-        self.tell(|world| format!("The connection {} is {}.", world.name(connection), if reset { "reset" } else { "cut" }));
+        self.tell(|world| {
+            format!("The connection {} is {}.", world.name(connection), if reset { "reset" } else { "cut" })
+        });
         self.time_pipe(connection, true);
         self.time_pipe(connection, false);
         self.unblock(connection);
@@ -425,7 +427,9 @@ impl<'a> World<'a> {
         let server = self.plan.servers[this.server].name;
         match this.owner {
             Owner::Source => format!("{connection} of forward {} to {server}", this.forward),
-            Owner::Line(submitter) => format!("{connection} of forward {}, submitter {submitter}, to {server}", this.forward),
+            Owner::Line(submitter) => {
+                format!("{connection} of forward {}, submitter {submitter}, to {server}", this.forward)
+            }
         }
     }
 

@@ -71,6 +71,8 @@ pub struct PumpState {
     pub queued: bool,
     /// Of the timer that it waits for.
     pub token: u32,
+    /// It was woken while it was at work, since it last asked its relay.
+    pub woken: bool,
     /// What it connects is to be given up.
     pub interrupted: bool,
 }
@@ -210,7 +212,7 @@ impl World<'_> {
         let lines = plan.workers;
         let forward = &mut self.forwards[number];
         forward.relay = Some(Relay::new(settings, legacy));
-        forward.pumps = (0..pumps).map(|_| PumpState { work: Work::Ask, queued: false, token: 0, interrupted: false }).collect();
+        forward.pumps = (0..pumps).map(|_| PumpState { work: Work::Ask, queued: false, token: 0, woken: false, interrupted: false }).collect();
         forward.lines = (0..lines).map(|_| LineState::default()).collect();
         forward.source = None;
         forward.stopping = None;
@@ -249,6 +251,8 @@ impl World<'_> {
             if matches!(state.work, Work::Park | Work::Pause) {
                 state.work = Work::Ask;
                 self.make_ready(number, pump);
+            } else {
+                state.woken = true;
             }
         }
         for tell in actions.tell {
@@ -333,7 +337,8 @@ impl World<'_> {
                 self.forwards[number].given_back = true;
                 counts.given_back += *jobs as u64;
             }
-            Tell::DestinationLost { .. } => {
+            // At the end it leaves its destinations.
+            Tell::DestinationLost { .. } if self.forwards[number].relay.as_ref().is_some_and(|relay| !relay.has_ended()) => {
                 counts.outages += 1;
                 self.forwards[number].lines_lost += 1;
             }

@@ -208,7 +208,8 @@ impl Relay {
             return held + 1;
         }
         if self.outage.full.is_some() {
-            return 0;
+            // Without a job nothing would be tried any more.
+            return usize::from(up && held == 0);
         }
         if self.outage.probing {
             return usize::from(up);

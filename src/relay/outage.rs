@@ -55,6 +55,8 @@ pub struct Outage {
     pub destination: usize,
     /// After a release: one job is tried with.
     pub probing: bool,
+    /// The jobs go back: the next destination is tried when they have gone.
+    pub switches: bool,
     pub full: Option<Full>,
     /// Since when no submitter is well, if that was told.
     pub since: Option<Now>,
@@ -127,7 +129,7 @@ impl Relay {
         }
         if self.release_at().is_some_and(|at| at <= now) {
             self.watch_full(now);
-            self.outage.probing = true;
+            (self.outage.probing, self.outage.switches) = (true, true);
             self.leave(now);
         }
     }

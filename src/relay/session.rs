@@ -282,7 +282,7 @@ impl Relay {
                 }
                 self.session.phase = Phase::Apart;
                 self.drop_lines_that_owe(now);
-                if self.outage.probing && self.stopping.is_none() {
+                if std::mem::take(&mut self.outage.switches) {
                     self.switch_destination(now);
                 }
                 for line in &mut self.lines {
@@ -324,7 +324,6 @@ impl Relay {
             if let SourcePacket::Job(job) = packet {
                 let epoch = self.random();
                 if self.ledger.arrived(job.handle(), epoch).1 {
-                    self.session.unproven.clear();
                     self.tell(Tell::Restarted);
                 }
             }

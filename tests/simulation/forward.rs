@@ -333,7 +333,7 @@ impl World<'_> {
                 self.forwards[number].given_back = true;
                 counts.given_back += *jobs as u64;
             }
-            Tell::DestinationLost { .. } => {
+            Tell::DestinationLost { cause, .. } if cause.kind != "queue full" => {
                 counts.outages += 1;
                 self.forwards[number].lines_lost += 1;
             }

@@ -18,7 +18,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 pub use super::packet::error_code;
 use super::packet::{
-    HEADER_SIZE, Incoming, MAX_SMALL_PACKET, MAXQUEUE, Packet, Parsed, ProtocolError, QUEUE_FULL, kind, parse, put_request,
+    HEADER_SIZE, Incoming, MAX_SMALL_PACKET, MAXQUEUE, Packet, Parsed, ProtocolError, QUEUE_FULL, kind, parse,
+    put_request,
 };
 use crate::config::Server;
 use crate::latch::Latch;

@@ -334,6 +334,11 @@ impl Relay {
                 SourcePacket::TooLarge { handle, size } => self.too_large(now, handle, size),
                 SourcePacket::NoJob => {
                     self.session.window.no_job();
+                    let well = self.lines.iter().any(|line| line.is_well());
+                    if well && self.session.window.held() == 0 && self.outage.full.is_none() {
+                        // Nothing is left that a queue that was full could refuse.
+                        self.destination_is_back(now);
+                    }
                     self.session.answered()
                 }
                 SourcePacket::Echo => self.session.answered(),

@@ -211,8 +211,10 @@ pub enum Staged {
     Undeliverable(Undeliverable),
     /// Older than `max_age`.
     Expired,
-    /// The forward stops: it was not staged to the end.
+    /// Not staged yet: it waits again.
     Interrupted,
+    /// Its stages take long, and the forward stops: it goes back.
+    Abandoned,
 }
 
 /// What a pump is to do next.

@@ -126,13 +126,18 @@ impl Relay {
             }
         }
         if self.release_at().is_some_and(|at| at <= now) {
-            if let Some(full) = &mut self.outage.full {
-                full.watched_until = Some(now + self.settings.timing.full_patience);
-                full.next_question = now + WATCH;
-                full.trial = false;
-            }
+            self.watch_full(now);
             self.outage.probing = true;
             self.leave(now);
+        }
+    }
+
+    /// Nothing is held any more: a full queue is watched from now on, not tried.
+    pub(super) fn watch_full(&mut self, now: Now) {
+        if let Some(full) = self.outage.full.as_mut().filter(|full| full.watched_until.is_none()) {
+            full.watched_until = Some(now + self.settings.timing.full_patience);
+            full.next_question = now + WATCH;
+            full.trial = false;
         }
     }
 

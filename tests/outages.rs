@@ -54,7 +54,7 @@ fn jobs_that_come_while_the_destination_is_gone_wait_at_the_source() {
     let jobs = numbered(500);
     let (held, more) = jobs.split_at(300);
     let mut site = holding(held);
-    wait_for("the proxy knows", || site.proxy.log().contains(&site.destination.server()));
+    site.proxy.wait_for_log(&format!("destination {} lost", site.destination.server()));
     site.source.submit_all("work", more);
     stays(Duration::from_secs(2), "those that came later wait", || {
         site.source.status("work") == Queue { total: 500, running: 300, workers: 1 }
@@ -157,9 +157,9 @@ fn undeliverable_jobs_are_held_while_their_reject_queue_is_away_and_others_go_on
     let bad = [b"%1".to_vec(), b"%2".to_vec(), b"%3".to_vec()];
     source.submit_all("work", &bad);
     wait_until_equal("jobs held", 3, || source.status("work").running);
-    let mut good = 0;
+    let (mut client, mut good) = (source.client(), 0);
     stays(Duration::from_secs(40), "they are held", || {
-        source.client().submit_background("work", b"", b"RSBMQXtrevklYKzy2SX+yA==");
+        client.submit_background("work", b"", b"RSBMQXtrevklYKzy2SX+yA==");
         good += 1;
         destination.wait_for_jobs("work", good);
         wait_until_equal("the good ones are acknowledged", 3, || source.status("work").total);

@@ -31,8 +31,9 @@ use crate::latch::Latch;
 use crate::metrics::ForwardMetrics;
 use crate::notify::Heartbeats;
 use crate::outages::Outages;
+pub use crate::relay::Legacy;
 pub use crate::relay::Timing;
-use crate::relay::{self, Actions, Cause, Event, Legacy, LineId, Loss, Now, Pump, Relay, Step};
+use crate::relay::{self, Actions, Cause, Event, LineId, Loss, Now, Pump, Relay, Step};
 use gate::Gates;
 use loops::Loops;
 use memory::Memory;
@@ -96,8 +97,18 @@ impl Default for Common {
 }
 
 impl Common {
-    /// Gives memory back that an idle process does not need.
-    pub fn rest(&self) {
+    /// To be called every few seconds: tells what was left untold, and gives memory back that an idle process does not need.
+    pub fn look(&self) {
+        let at = Instant::now();
+        let forwards = self.clock.forwards.lock().clone();
+        for forward in forwards {
+            forward.teller.look(at);
+            let oldest = if forward.teller.metrics().held() > 0 { forward.relay.lock().oldest() } else { None };
+            forward
+                .teller
+                .metrics()
+                .set_oldest_held(oldest.and_then(|came| at.checked_sub(now().saturating_sub(came))));
+        }
         self.memory.rest();
     }
 
@@ -131,12 +142,10 @@ impl Clock {
         if began.elapsed() > SUSPENDED {
             thread::sleep(TICK);
         }
-        let mut forwards = self.forwards.lock().clone();
         let now = now();
-        forwards.retain(|forward| forward.is_due(now));
-        for forward in forwards {
+        let due: Vec<_> = self.forwards.lock().iter().filter(|forward| forward.is_due(now)).map(Arc::clone).collect();
+        for forward in due {
             forward.feed(Event::Time);
-            forward.teller.look(began);
         }
     }
 }
@@ -152,6 +161,16 @@ fn now() -> Now {
 pub struct Forward {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Who took from the same source before.
+#[derive(Debug)]
+pub enum Predecessor {
+    None,
+    /// It was told to stop. The successor begins when it has ended.
+    Stopping(Forward),
+    /// What it knew.
+    Ended(Legacy),
 }
 
 /// A destination connection, as its submitter made it, until its confirmer reads it.
@@ -215,16 +234,15 @@ impl Waker {
 }
 
 impl Forward {
-    /// Starts a forward. It counts into `metrics`. The jobs of a `predecessor` for the same source, which must have been
-    /// told to stop, are known to it; it begins when that one has ended.
+    /// Starts a forward. It counts into `metrics`.
     ///
     /// # Errors
     /// The system gives no thread; nothing runs then, and the predecessor is given back.
     pub fn start(
         common: &Common,
         metrics: Arc<ForwardMetrics>,
-        predecessor: Option<Forward>,
-    ) -> Result<Forward, (io::Error, Option<Forward>)> {
+        predecessor: Predecessor,
+    ) -> Result<Forward, (io::Error, Predecessor)> {
         let config = metrics.config.clone();
         let workers = config.workers;
         let wakers = |count| (0..count).map(|_| Waker::new()).collect();
@@ -255,23 +273,23 @@ impl Forward {
             forward.join();
             return Err((error, predecessor));
         }
-        // The reader has begun to wait for it; a thread that only joins needs no more than the reader.
-        if let Some(predecessor) = predecessor {
-            let heir = Arc::clone(&shared);
-            let name = thread_name("w", None, &shared.config.source.queue);
-            let joined =
-                thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(move || heir.inherit(predecessor));
-            match joined {
-                Ok(thread) => forward.threads.push(thread),
-                Err(error) => {
-                    forward.stop();
-                    shared.begun.set();
-                    forward.join();
-                    return Err((error, None));
+        match predecessor {
+            Predecessor::None => shared.begun.set(),
+            Predecessor::Ended(legacy) => shared.inherit(legacy),
+            Predecessor::Stopping(predecessor) => {
+                let heir = Arc::clone(&shared);
+                let name = thread_name("w", None, &shared.config.source.queue);
+                let wait = move || heir.inherit(predecessor.join());
+                match thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(wait) {
+                    Ok(thread) => forward.threads.push(thread),
+                    Err(error) => {
+                        forward.stop();
+                        shared.begun.set();
+                        forward.join();
+                        return Err((error, Predecessor::None));
+                    }
                 }
             }
-        } else {
-            shared.begun.set();
         }
         common.clock.forwards.lock().push(shared);
         Ok(forward)
@@ -357,8 +375,7 @@ fn thread_name(role: &str, number: Option<usize>, queue: &str) -> String {
 
 impl Shared {
     /// Begins with what the predecessor knew, when that has ended.
-    fn inherit(&self, predecessor: Forward) {
-        let legacy = predecessor.join();
+    fn inherit(&self, legacy: Legacy) {
         *self.relay.lock() = Relay::new(settings(&self.config, &self.common), legacy);
         if self.stopped.load(Ordering::SeqCst) {
             self.feed(Event::Stop);

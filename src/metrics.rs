@@ -263,15 +263,10 @@ impl ForwardMetrics {
         self.destination.store(index, Ordering::Relaxed);
     }
 
-    /// The configured destinations, never none.
-    pub fn destinations(&self) -> &[Address] {
-        &self.config.destinations
-    }
-
     /// The place of the destination in use, and its address.
     pub fn destination(&self) -> (usize, &Address) {
-        let index = self.destination.load(Ordering::Relaxed).min(self.destinations().len() - 1);
-        (index, &self.destinations()[index])
+        let index = self.destination.load(Ordering::Relaxed);
+        self.config.destinations.get(index).map_or((0, self.config.first_destination()), |address| (index, address))
     }
 
     /// A server is unavailable; the first sign's time stays until [`Self::recovered`]. `true` when that is news: a new

@@ -16,8 +16,8 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use crate::cli::Cli;
-use crate::config::{self, Config, ForwardConfig, LogTarget, Server};
-use crate::forward::{Common, Forward};
+use crate::config::{self, Address, Config, ForwardConfig, LogTarget, Server};
+use crate::forward::{Common, Forward, Legacy, Predecessor};
 use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
@@ -104,6 +104,8 @@ struct Proxy<'c> {
     /// Stopping or stopped, and no longer wanted; which jobs it has delivered is known to the one that comes back for its
     /// source.
     leaving: Vec<Forward>,
+    /// The same of those that have ended.
+    legacies: HashMap<Address, Legacy>,
     finder: Option<Finder>,
     known: Known,
     /// The forwards that were found, by server.
@@ -149,6 +151,7 @@ fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), Pr
         metrics: Arc::default(),
         forwards: Vec::new(),
         leaving: Vec::new(),
+        legacies: HashMap::new(),
         finder: None,
         known: Known::default(),
         found: HashMap::new(),
@@ -282,13 +285,21 @@ impl Proxy<'_> {
                 continue;
             }
             let predecessor = self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
-            let predecessor = predecessor.map(|position| self.leaving.swap_remove(position));
+            let predecessor = match (predecessor, self.legacies.remove(&config.source)) {
+                (Some(position), _) => Predecessor::Stopping(self.leaving.swap_remove(position)),
+                (None, Some(legacy)) => Predecessor::Ended(legacy),
+                (None, None) => Predecessor::None,
+            };
             let metrics = prepared.iter().find(|metrics| metrics.config == *config).cloned();
             let metrics = metrics.unwrap_or_else(|| Arc::new(ForwardMetrics::new(config)));
             match Forward::start(&self.common, metrics, predecessor) {
                 Ok(forward) => self.forwards.push(forward),
                 Err((error, predecessor)) => {
-                    self.leaving.extend(predecessor);
+                    match predecessor {
+                        Predecessor::Stopping(forward) => self.leaving.push(forward),
+                        Predecessor::Ended(legacy) => drop(self.legacies.insert(config.source.clone(), legacy)),
+                        Predecessor::None => {}
+                    }
                     if self.start_again.is_none() {
                         error!(
                             "no thread for forward {}: {error}; trying again in {} s",
@@ -331,7 +342,16 @@ impl Proxy<'_> {
         if now.duration_since(self.notified) >= NOTIFY_EVERY {
             self.notifier.status(&self.summary());
             self.notified = now;
-            self.common.rest();
+            self.common.look();
+            let (ended, leaving) = self.leaving.drain(..).partition(Forward::is_finished);
+            self.leaving = leaving;
+            for forward in Vec::from(ended) {
+                let source = forward.metrics().config.source.clone();
+                let legacy = forward.join();
+                if !legacy.is_empty() {
+                    self.legacies.insert(source, legacy);
+                }
+            }
         }
         let findings: Vec<_> = self.finder.iter().flat_map(Finder::findings).collect();
         let mut news = self.start_again.is_some_and(|at| at <= now);

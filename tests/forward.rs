@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
-use gearman_proxy::forward::{Common, Forward, Timing};
+use gearman_proxy::forward::{Common, Forward, Predecessor, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
 use gearman_proxy::stages::Stages;
 use support::peer::{ECHO_REQ, ECHO_RES, ERROR, JOB_CREATED, OPTION_REQ, OPTION_RES, WORK_COMPLETE};
@@ -39,7 +39,9 @@ fn start(source: SocketAddr, destination: SocketAddr, asynchronous: bool, timing
     let mut common = Common::default();
     common.timing = timing;
     common.start_clock().unwrap();
-    Forward::start(&common, Arc::new(ForwardMetrics::new(&config)), None).map_err(|(error, _)| error).unwrap()
+    Forward::start(&common, Arc::new(ForwardMetrics::new(&config)), Predecessor::None)
+        .map_err(|(error, _)| error)
+        .unwrap()
 }
 
 fn stop(forward: Forward) {

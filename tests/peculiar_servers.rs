@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
-use gearman_proxy::forward::{Common, Forward, Timing};
+use gearman_proxy::forward::{Common, Forward, Predecessor, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
 use gearman_proxy::stages::Stages;
 use support::peer::*;
@@ -152,8 +152,9 @@ fn forward(source: &Peer, destination: &Peer, timing: Timing) -> Forward {
     let mut common = Common::default();
     (common.max_job_size, common.timing) = (1 << 20, timing);
     common.start_clock().unwrap();
-    let forward =
-        Forward::start(&common, Arc::new(ForwardMetrics::new(&config)), None).map_err(|(error, _)| error).unwrap();
+    let forward = Forward::start(&common, Arc::new(ForwardMetrics::new(&config)), Predecessor::None)
+        .map_err(|(error, _)| error)
+        .unwrap();
     wait_for("the forward to sleep", || source.count(PRE_SLEEP) == 1);
     forward
 }

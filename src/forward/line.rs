@@ -23,9 +23,6 @@ use crate::stages::{self, Failure, Scratch, Undeliverable};
 /// A write that takes so long has waited for the other side.
 const WAITED: Duration = Duration::from_millis(10);
 
-/// The CPU time that the stages of a job may take.
-const CPU_LIMIT: Duration = Duration::from_secs(10);
-
 /// After so long, or so many bytes, a batch is sent as far as it is staged, and the rest waits again.
 const STAGING: Duration = Duration::from_millis(100);
 const STAGED_BYTES: usize = 1 << 20;
@@ -87,11 +84,11 @@ fn stage_one(
 ) -> Staged {
     let config = &shared.config;
     let max_size = shared.common.max_job_size;
-    let limits = stages::Limits { max_size, cpu: CPU_LIMIT, stop: &shared.interrupted };
+    let limits = stages::Limits { max_size, cpu: stages::CPU_LIMIT, stop: &shared.stopped };
     let staged = match config.stages.apply(job.data(), scratch, &limits) {
         Ok(staged) => staged,
         Err(Failure::Undeliverable(undeliverable)) => return Staged::Undeliverable(undeliverable),
-        Err(Failure::Stopped) => return Staged::Interrupted,
+        Err(Failure::Stopped) => return Staged::Abandoned,
     };
     if let (Some(max_age), Some(time)) = (config.max_age, staged.time) {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

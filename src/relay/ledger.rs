@@ -156,6 +156,11 @@ impl Ledger {
         self.anonymous
     }
 
+    /// Whether nothing is known of any job.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.proven.is_empty()
+    }
+
     /// Notes the fate of a job whose connection to the source has ended.
     pub fn note(&mut self, key: u128, fate: Fate) {
         if self.entries.insert(key, Entry { fate, anonymous: self.anonymous }).is_none() {

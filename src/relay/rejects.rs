@@ -51,6 +51,11 @@ impl Rejects {
         self.len() >= (settings.prefetch / 2).max(1) || self.bytes >= MAX_BYTES
     }
 
+    /// Whether the rejecter has none.
+    pub fn in_hand_is_empty(&self) -> bool {
+        self.in_hand.is_empty()
+    }
+
     pub fn is_ready(&self, now: Now) -> bool {
         !self.queue.is_empty() && self.in_hand.is_empty() && self.next_try <= now
     }

@@ -5,16 +5,11 @@ use std::time::Duration;
 
 use super::event::{Loss, Now, Reason, Tell};
 use super::intake::SourcePacket;
-use super::jobs::Held;
 use super::ledger::{Ending, Fate};
 use super::outage::Backoff;
 use super::window::{Requests, Window};
 use super::{Relay, STRAYS, Timing};
 use crate::gearman::packet::{kind, put_request};
-
-/// What foreground clients of an asynchronous forward are answered, as the Perl proxy did. Foreground can't be told from
-/// background.
-const BACKGROUND_ANSWER: &[u8] = b"job submitted as background task";
 
 /// After the last acknowledgement, before an ECHO_REQ asks whether the source has heard it.
 const QUIET: Duration = Duration::from_secs(1);
@@ -51,19 +46,19 @@ pub struct Session {
     writing: Option<Now>,
     failed: bool,
     /// GRAB_JOB_UNIQ and ECHO_REQ sent, each of which is answered, in this order.
-    requests: u64,
+    pub requests: u64,
     answers: u64,
     /// When `requests` last became more than `answers`.
     owed_since: Now,
     heard: Now,
     /// When jobs were last asked for.
     grabbed: Now,
-    acknowledged: Now,
+    pub acknowledged: Now,
     /// Acknowledged jobs that the source may not have heard of, each with the number of requests before, its key, and the
     /// number in its handle.
-    unproven: VecDeque<(u64, u128, u64)>,
+    pub unproven: VecDeque<(u64, u128, u64)>,
     /// WORK_* packets that may each draw an ERROR, and ERRORs that came.
-    completions: usize,
+    pub completions: usize,
     errors: usize,
     /// Jobs taken by destinations when it began.
     taken: u64,
@@ -235,6 +230,7 @@ impl Relay {
     /// Ends the source connection; what is not acknowledged goes back to the source by that.
     fn close_source(&mut self, now: Now, ending: Ending) {
         self.actions.close_source = Some(self.session.generation);
+        self.watch_full(now);
         self.ledger.disconnected(ending);
         let jobs = self.session.window.held();
         if jobs > 0 {
@@ -279,13 +275,14 @@ impl Relay {
     pub(super) fn settle(&mut self, now: Now) {
         match self.session.phase {
             Phase::Settling { until } => {
-                let owed = self.lines.iter().any(|line| !line.flight.is_empty() || line.exchange.is_some());
+                let owed = self.lines.iter().any(|line| !line.flight.is_empty() || line.exchange.is_some())
+                    || !self.rejects.in_hand_is_empty();
                 if owed && now < until {
                     return;
                 }
                 self.session.phase = Phase::Apart;
                 self.drop_lines_that_owe(now);
-                if self.outage.probing && self.stopping.is_none() {
+                if std::mem::take(&mut self.outage.switches) {
                     self.switch_destination(now);
                 }
                 for line in &mut self.lines {
@@ -327,7 +324,6 @@ impl Relay {
             if let SourcePacket::Job(job) = packet {
                 let epoch = self.random();
                 if self.ledger.arrived(job.handle(), epoch).1 {
-                    self.session.unproven.clear();
                     self.tell(Tell::Restarted);
                 }
             }
@@ -338,6 +334,11 @@ impl Relay {
                 SourcePacket::TooLarge { handle, size } => self.too_large(now, handle, size),
                 SourcePacket::NoJob => {
                     self.session.window.no_job();
+                    let well = self.lines.iter().any(|line| line.is_well());
+                    if well && self.session.window.held() == 0 && self.outage.full.is_none() {
+                        // Nothing is left that a queue that was full could refuse.
+                        self.destination_is_back(now);
+                    }
                     self.session.answered()
                 }
                 SourcePacket::Echo => self.session.answered(),
@@ -426,64 +427,16 @@ impl Relay {
         }
     }
 
+    /// The reader reads again: until now nothing could be heard.
+    pub(super) fn heard(&mut self, now: Now) {
+        self.session.heard = now;
+    }
+
     /// Another forward waits for any answer of the source.
     pub(super) fn ask_source(&mut self, now: Now) {
         if self.session.phase == Phase::Relaying {
             self.session.put_echo(now);
         }
-    }
-
-    /// Acknowledges a job that the destination has.
-    pub(super) fn acknowledge(&mut self, now: Now, held: Held) {
-        put_request(&mut self.session.out, kind::WORK_COMPLETE, &[held.job.handle(), BACKGROUND_ANSWER]);
-        let before = self.session.requests;
-        self.session.unproven.push_back((before, held.job.identity().key, held.handle_number));
-        self.session.acknowledged = now;
-        self.release(now, held);
-    }
-
-    /// The job is no longer held.
-    pub(super) fn release(&mut self, now: Now, held: Held) {
-        self.session.completions += 1;
-        self.session.window.released(1, held.job.size(), now);
-        self.actions.finished.push(held.job);
-    }
-
-    pub(super) fn undeliverable(&mut self, now: Now, slot: u32, reason: Reason) {
-        if self.settings.reject_queue {
-            self.rejects.push(slot, &mut self.jobs, reason);
-            return;
-        }
-        let Some(held) = self.jobs.remove(slot) else { return };
-        let handle = held.job.handle().to_vec();
-        put_request(&mut self.session.out, kind::WORK_FAIL, &[&handle]);
-        self.tell(Tell::Rejected { handle, reason, moved: false });
-        self.release(now, held);
-    }
-
-    /// The job is older than `max_age`: dropped, and a client that waits is told.
-    pub(super) fn expired(&mut self, now: Now, slot: u32) {
-        let Some(held) = self.jobs.remove(slot) else { return };
-        self.expired += 1;
-        if self.settings.asynchronous {
-            self.acknowledge(now, held);
-        } else {
-            put_request(&mut self.session.out, kind::WORK_FAIL, &[held.job.handle()]);
-            self.release(now, held);
-        }
-    }
-
-    /// The reject queue has a job.
-    pub(super) fn moved(&mut self, now: Now, held: Held, reason: Reason) {
-        let handle = held.job.handle().to_vec();
-        if self.settings.asynchronous {
-            self.acknowledge(now, held);
-        } else {
-            // A client that waits for a result is told that there is none.
-            put_request(&mut self.session.out, kind::WORK_FAIL, &[&handle]);
-            self.release(now, held);
-        }
-        self.tell(Tell::Rejected { handle, reason, moved: true });
     }
 
     pub(super) fn source_written(&mut self, generation: u32, mut buffer: Vec<u8>, failed: bool) {
@@ -519,7 +472,7 @@ impl Relay {
         match self.session.phase {
             Phase::Relaying if self.stopping.is_some() => {
                 let late = self.stop_moments().is_some_and(|(leave, _)| leave <= now);
-                if self.session.window.held() == 0 && self.session.window.on_wire() == 0 || late {
+                if self.session.window.held() == self.abandoned && self.session.window.on_wire() == 0 || late {
                     self.leave(now);
                 }
             }

@@ -11,9 +11,9 @@ use crate::metrics::{ForwardMetrics, Metrics, State};
 const LARGEST: (usize, usize) = (1000, 500);
 const DEFAULT: (usize, usize) = (120, 500);
 
-/// Room for a queue's name at least, and for the state, characters.
+/// Room for a queue's name at least, and for the longest state at most, characters.
 const MIN_NAME: usize = 12;
-const STATE: usize = 24;
+const STATE: usize = 36;
 
 /// The columns of numbers and the room that each takes with the blanks before it.
 const COLUMNS: [(&str, usize); 5] = [("JOBS/S", 9), ("BYTES/S", 9), ("HELD", 7), ("WAITING", 9), ("REJECTED", 10)];
@@ -96,7 +96,8 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
     let all: usize = groups.iter().map(|(_, rows)| rows.len()).sum();
     let longest = groups.iter().flat_map(|(_, rows)| rows).map(|row| row.name.chars().count()).max().unwrap_or(0);
     let numbers: usize = COLUMNS.iter().map(|(_, width)| width).sum();
-    let width = longest.min(columns.saturating_sub(2 + numbers + STATE).max(MIN_NAME)).max("FORWARD".len());
+    let state = groups.iter().flat_map(|(_, rows)| rows).map(|row| 2 + row.state.len()).max().unwrap_or(0).min(STATE);
+    let width = longest.min(columns.saturating_sub(2 + numbers + state).max(MIN_NAME)).max("FORWARD".len());
     out.push(line("FORWARD", width + 2, &COLUMNS.map(|(title, _)| title.to_owned()), "STATE"));
     let mut shown = 0;
     for ((source, destination), rows) in &groups {
@@ -120,8 +121,8 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
         let rest = if shown >= seen_failed { "all working" } else { "not all of them working" };
         out.push(format!("... and {hidden} more, {rest}"));
     }
-    let cut = |line: &String| line.chars().take(columns).collect::<String>();
-    out.iter().map(|line| cut(line).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    let cut = |line: &String| line.chars().take(columns).collect::<String>().trim_end().to_owned();
+    out.iter().take(lines).map(cut).collect::<Vec<_>>().join("\n")
 }
 
 fn size(payload: &str) -> (usize, usize) {
@@ -282,7 +283,7 @@ mod tests {
         let forwards: Vec<_> =
             (0..300).map(|n| at_work(&format!("a:{}/hostgroup_customer_{n}_europe", 1 + n % 3), "b:1/q")).collect();
         forwards[299].troubled(&forwards[299].config.source.server, "connection refused");
-        for (columns, lines) in [(80, 24), (200, 50), (120, 10), (40, 5), (1000, 500)] {
+        for (columns, lines) in [(80, 24), (200, 50), (120, 10), (40, 5), (7, 1), (1000, 500)] {
             let text = show(&forwards, &format!("table {columns}x{lines}"));
             assert!(text.lines().count() <= lines, "{columns}x{lines}: {text}");
             assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}x{lines}: {text}");

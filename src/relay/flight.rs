@@ -104,6 +104,8 @@ pub struct Flight {
     quiet_since: Now,
     confirmed: u64,
     rate: Rate,
+    /// The last that was replied to since the rate was measured.
+    last_replied: Option<Flown>,
 }
 
 /// Bytes a second that were confirmed, the largest of two periods.
@@ -170,12 +172,19 @@ impl Flight {
     }
 
     /// A submission was replied to: the oldest.
-    pub fn replied(&mut self, now: Now) -> Option<Flown> {
+    pub fn replied(&mut self) -> Option<Flown> {
         let flown = self.owed.pop_front()?;
         self.bytes -= u64::from(flown.bytes);
         self.confirmed += u64::from(flown.bytes);
-        self.rate.sample(self.confirmed - flown.confirmed, now.saturating_sub(flown.at), now);
+        self.last_replied = Some(flown);
         Some(flown)
+    }
+
+    /// After the replies of one read: measures what they tell of the rate.
+    pub fn measure(&mut self, now: Now) {
+        if let Some(flown) = self.last_replied.take() {
+            self.rate.sample(self.confirmed - flown.confirmed, now.saturating_sub(flown.at), now);
+        }
     }
 
     /// The line is lost: what is unconfirmed, in the order of submission.

@@ -54,13 +54,8 @@ pub fn run(source: u16, destination: u16, queue: &str) -> io::Result<()> {
     let mut from = Connection::open(source)?;
     let mut to = Connection::open(destination)?;
     let submit = to.socket()?;
-    let mut state = Source {
-        socket: from.socket()?,
-        out: Vec::new(),
-        handles: VecDeque::new(),
-        on_wire: 0,
-        drained: false,
-    };
+    let mut state =
+        Source { socket: from.socket()?, out: Vec::new(), handles: VecDeque::new(), on_wire: 0, drained: false };
     push_request(&mut state.out, wire::CAN_DO, &[queue.as_bytes()]);
     state.grab(1);
     state.flush()?;

@@ -23,7 +23,7 @@ use crate::stages::{self, Failure, Scratch, Undeliverable};
 /// A write that takes so long has waited for the other side.
 const WAITED: Duration = Duration::from_millis(10);
 
-/// After so long, or so many bytes, a batch is sent as far as it is staged, and the rest waits again.
+/// After this time, or this many bytes, a batch is sent as far as it is staged; the rest waits again.
 const STAGING: Duration = Duration::from_millis(100);
 const STAGED_BYTES: usize = 1 << 20;
 

@@ -9,7 +9,7 @@ use crate::gearman::packet::{Incoming, MAX_SMALL_PACKET, Packet, ProtocolError, 
 /// Unconfirmed on all lines of a forward before anything was measured, bytes.
 const FIRST_UNCONFIRMED: u64 = 64 << 10;
 
-/// A job that is alone on its line may take a second for so many bytes.
+/// A job that is alone on its line may take a second for each of these, bytes.
 const ALONE_BYTES_PER_SECOND: u64 = 16 << 10;
 
 /// The rate is the largest of what was measured in this time and the one before.
@@ -192,7 +192,7 @@ impl Flight {
         self.owed.into_iter()
     }
 
-    /// Bytes that may be submitted now beside what is unconfirmed, on one of so many lines; one submission always may where
+    /// Bytes that may be submitted now beside what is unconfirmed, on one of `lines` lines; one submission always may where
     /// nothing is.
     pub fn room(&self, worth: Duration, lines: usize) -> u64 {
         let bound = self.rate.get().saturating_mul(worth.as_millis() as u64) / 1000;

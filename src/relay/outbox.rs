@@ -15,7 +15,7 @@ const REFERENCED_DATA: usize = 256;
 pub struct Chunk {
     /// Everything but the data of `references`.
     bytes: Vec<u8>,
-    /// Jobs whose data comes when so many of `bytes` have been written.
+    /// Jobs whose data comes when this many of `bytes` have been written.
     references: Vec<(usize, Job)>,
     /// The length of all data of `references`.
     referenced: usize,
@@ -50,13 +50,7 @@ impl Chunk {
     ///
     /// # Errors
     /// The packet would be longer than its header can say.
-    pub fn submit(
-        &mut self,
-        kind: u32,
-        queue: &[u8],
-        unique: &[u8],
-        data: Payload<'_>,
-    ) -> Result<u32, ProtocolError> {
+    pub fn submit(&mut self, kind: u32, queue: &[u8], unique: &[u8], data: Payload<'_>) -> Result<u32, ProtocolError> {
         let before = self.len();
         let payload = match &data {
             Payload::Unchanged(job) => job.data(),
@@ -103,13 +97,13 @@ impl Chunk {
         slices
     }
 
-    /// So many bytes were written.
+    /// `count` bytes were written.
     pub fn advance(&mut self, count: usize) {
         self.written += count;
     }
 }
 
-/// What a destination is to be sent, in order. Whoever takes from it writes alone until he has reported.
+/// What a destination is to be sent, in order. One thread at a time takes from it, and writes until it has reported.
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,

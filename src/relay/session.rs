@@ -271,7 +271,7 @@ impl Relay {
         self.settle(now);
     }
 
-    /// Goes on when nothing is owed any more for jobs whose source is gone, or the time for that is up.
+    /// Ends a session when nothing is owed any more for jobs whose source is gone, or the time for that is up.
     pub(super) fn settle(&mut self, now: Now) {
         match self.session.phase {
             Phase::Settling { until } => {

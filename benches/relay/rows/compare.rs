@@ -115,7 +115,8 @@ fn sites(bench: &mut Bench, former: &Path) -> Outcome<Vec<Line>> {
             ("p50", floor.p50, old.p50, new.p50, ratio.p50, low.p50),
             ("p99", floor.p99, old.p99, new.p99, ratio.p99, low.p99),
         ] {
-            let note = format!("floor {}; of the floor: before {:.2}, now {:.2}", microseconds(floor), 1.0 / low, ratio / low);
+            let note =
+                format!("floor {}; of the floor: before {:.2}, now {:.2}", microseconds(floor), 1.0 / low, ratio / low);
             lines.push(Line { note, ..line(format!("{name} jobs/s: {what}"), [old, new, ratio], microseconds) });
         }
     }

@@ -52,13 +52,7 @@ impl Way {
     }
 
     /// `name` tells queues of several proxies apart.
-    pub fn proxy(
-        binary: &Path,
-        name: &str,
-        folder: &Path,
-        source: &Gearmand,
-        destination: &Gearmand,
-    ) -> Outcome<Way> {
+    pub fn proxy(binary: &Path, name: &str, folder: &Path, source: &Gearmand, destination: &Gearmand) -> Outcome<Way> {
         let queue = name.to_owned();
         let sink = Sink::start(destination.port, &queue)?;
         let served = source.admin()?.status()?.served;

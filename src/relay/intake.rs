@@ -75,7 +75,7 @@ impl Intake {
         self.buffer.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// So many bytes were read into [`Self::room`].
+    /// `count` bytes were read into [`Self::room`].
     pub fn advance(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
         self.was_full = self.end == self.buffer.len();
@@ -101,7 +101,7 @@ impl Intake {
         }
     }
 
-    /// The whole packets that were read. `memory` gives the buffer that goes on where this one stays with its jobs.
+    /// The whole packets that were read. `memory` gives the next buffer where this one stays with its jobs.
     ///
     /// # Errors
     /// The bytes are no response that a worker may get.
@@ -178,8 +178,8 @@ impl Intake {
         dropped
     }
 
-    /// Puts the jobs into a block. A buffer that is mostly full of them becomes the block, and reading goes on in another
-    /// one; of one that is not, they are copied: held jobs must not hold much more memory than they need.
+    /// Puts the jobs into a block. A buffer that is mostly full of them becomes the block, and another one takes its
+    /// place; of one that is not, they are copied: held jobs must not hold much more memory than they need.
     fn hand_over(
         &mut self,
         at: usize,
@@ -203,11 +203,14 @@ impl Intake {
             (bytes, start)
         } else {
             let mut next = memory();
-            next.clear();
-            next.extend_from_slice(self.buffer.get(rest.clone()).unwrap_or_default());
             // Its length stays what it was if that is enough: growing costs zeros.
-            let size = self.read_size.max(next.len());
-            next.resize(size, 0);
+            let size = self.read_size.max(rest.len());
+            if next.len() < size {
+                next.resize(size, 0);
+            }
+            if let (Some(to), Some(from)) = (next.get_mut(..rest.len()), self.buffer.get(rest.clone())) {
+                to.copy_from_slice(from);
+            }
             (std::mem::replace(&mut self.buffer, next), 0)
         };
         self.end = rest.len();

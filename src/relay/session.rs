@@ -271,7 +271,7 @@ impl Relay {
         self.settle(now);
     }
 
-    /// Goes on when nothing is owed any more for jobs whose source is gone, or the time for that is up.
+    /// Ends a session when nothing is owed any more for jobs whose source is gone, or the time for that is up.
     pub(super) fn settle(&mut self, now: Now) {
         match self.session.phase {
             Phase::Settling { until } => {
@@ -282,7 +282,7 @@ impl Relay {
                 }
                 self.session.phase = Phase::Apart;
                 self.drop_lines_that_owe(now);
-                if self.outage.probing && self.stopping.is_none() {
+                if std::mem::take(&mut self.outage.switches) {
                     self.switch_destination(now);
                 }
                 for line in &mut self.lines {
@@ -321,12 +321,12 @@ impl Relay {
         self.session.heard = now;
         // First: a job whose handle proves a restart may stand behind others that must not be taken for old ones.
         for packet in &packets {
-            if let SourcePacket::Job(job) = packet {
+            if let SourcePacket::Job(job) = packet
+                && self.ledger.proves_restart(job)
+            {
                 let epoch = self.random();
-                if self.ledger.arrived(job.handle(), epoch).1 {
-                    self.session.unproven.clear();
-                    self.tell(Tell::Restarted);
-                }
+                self.ledger.restarted(epoch);
+                self.tell(Tell::Restarted);
             }
         }
         for packet in packets {
@@ -335,6 +335,11 @@ impl Relay {
                 SourcePacket::TooLarge { handle, size } => self.too_large(now, handle, size),
                 SourcePacket::NoJob => {
                     self.session.window.no_job();
+                    let well = self.lines.iter().any(|line| line.is_well());
+                    if well && self.session.window.held() == 0 && self.outage.full.is_none() {
+                        // Nothing is left that a queue that was full could refuse.
+                        self.destination_is_back(now);
+                    }
                     self.session.answered()
                 }
                 SourcePacket::Echo => self.session.answered(),
@@ -376,7 +381,7 @@ impl Relay {
         }
         let (size, identity) = (job.size(), job.identity());
         self.session.window.assigned(size);
-        let number = super::job::handle_number(job.handle()).map_or(0, |(_, number)| number);
+        let number = job.handle_number().map_or(0, |(_, number)| number);
         let slot = self.jobs.insert(job, now, number);
         match self.ledger.claim(identity.key) {
             Some(Fate::Delivered) => {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use gearman_proxy::relay::{Batch, Chunk, Event, Job, LineId, Origin, Staged, Step, UniqueId, read_replies};
+use gearman_proxy::relay::{Batch, Chunk, Event, Job, LineId, Origin, Payload, Staged, Step, UniqueId, read_replies};
 use gearman_proxy::stages::Undeliverable;
 
 use crate::clock::{MILLISECOND, Micros, SECOND, Timer};
@@ -312,7 +312,8 @@ impl World<'_> {
         let mut chunk = Chunk::default();
         let mut unique = Vec::new();
         // A batch that takes long ends early, and at a stop in the middle of a job.
-        let enough = if self.turns.one_in(6) { self.turns.range(1, batch.jobs.len() as u64) as usize } else { batch.jobs.len() };
+        let enough =
+            if self.turns.one_in(6) { self.turns.range(1, batch.jobs.len() as u64) as usize } else { batch.jobs.len() };
         let stops = self.forwards[forward].stopping.is_some();
         let mut staged = 0;
         let outcomes = batch.jobs.iter().map(|(job, id)| {
@@ -328,8 +329,9 @@ impl World<'_> {
             }
             id.write(&mut unique, job);
             // As after stages, now and then: data of its own.
-            let own = (job.data().len().is_multiple_of(3)).then(|| job.data());
-            match chunk.submit(submission, queue, &unique, job, own) {
+            let changed = job.data().len().is_multiple_of(3);
+            let data = if changed { Payload::Changed(job.data()) } else { Payload::Unchanged(job.clone()) };
+            match chunk.submit(submission, queue, &unique, data) {
                 Ok(packet) => Staged::Submitted { data: job.data().len() as u32, packet },
                 Err(_) => Staged::Undeliverable(Undeliverable::NotBase64),
             }

@@ -445,7 +445,7 @@ impl World<'_> {
             return true;
         }
         // It may have been on its way meanwhile.
-        let kept = |restart: &&Restart| restart.server == source && restart.keeps && restart.at + 60 * SECOND >= copy.created;
+        let kept = |restart: &&Restart| restart.server == source && restart.keeps && restart.at + 300 * SECOND >= copy.created;
         if self.book.restarts.iter().any(|restart| kept(&restart)) {
             return true;
         }

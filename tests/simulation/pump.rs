@@ -201,7 +201,7 @@ impl World<'_> {
         let (connections, forwards) = (&mut self.connections, &mut self.forwards);
         let Some(intake) = &mut forwards[forward].intake else { return };
         let down = &mut connections[connection].down;
-        let room = intake.room();
+        let room = intake.room(usize::MAX);
         let count = count.min(room.len());
         room[..count].copy_from_slice(&down.readable()[..count]);
         intake.advance(count);

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{Level, log_enabled, trace};
-use parking_lot::Mutex;
 use socket2::SockRef;
 
 use super::memory::{self, Large, Mover, PIECE, Share};

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use gearman_proxy::relay::{Batch, Chunk, Event, Job, LineId, Origin, Staged, Step, UniqueId, read_replies};
+use gearman_proxy::relay::{Batch, Chunk, Event, Job, LineId, Origin, Payload, Staged, Step, UniqueId, read_replies};
 use gearman_proxy::stages::Undeliverable;
 
 use crate::clock::{MILLISECOND, Micros, SECOND, Timer};
@@ -212,7 +212,7 @@ impl World<'_> {
         let (connections, forwards) = (&mut self.connections, &mut self.forwards);
         let Some(intake) = &mut forwards[forward].intake else { return };
         let down = &mut connections[connection].down;
-        let room = intake.room();
+        let room = intake.room(usize::MAX);
         let count = count.min(room.len());
         room[..count].copy_from_slice(&down.readable()[..count]);
         intake.advance(count);
@@ -328,8 +328,9 @@ impl World<'_> {
             }
             id.write(&mut unique, job);
             // As after stages, now and then: data of its own.
-            let own = (job.data().len().is_multiple_of(3)).then(|| job.data());
-            match chunk.submit(submission, queue, &unique, job, own) {
+            let changed = job.data().len().is_multiple_of(3);
+            let data = if changed { Payload::Changed(job.data()) } else { Payload::Unchanged(job.clone()) };
+            match chunk.submit(submission, queue, &unique, data) {
                 Ok(packet) => Staged::Submitted { data: job.data().len() as u32, packet },
                 Err(_) => Staged::Undeliverable(Undeliverable::NotBase64),
             }
@@ -352,7 +353,7 @@ impl World<'_> {
         let room = self.connections[connection].up.room().min(chunk.len());
         let count = if room > 0 && self.turns.one_in(4) { self.turns.range(1, room as u64) as usize } else { room };
         let mut left = count;
-        for slice in chunk.slices() {
+        for slice in chunk.slices(usize::MAX) {
             let part = &slice[..slice.len().min(left)];
             self.send(connection, part);
             left -= part.len();

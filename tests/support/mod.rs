@@ -11,6 +11,7 @@ pub mod gearmand;
 pub mod peer;
 pub mod proxy;
 pub mod relay;
+pub mod scripted;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

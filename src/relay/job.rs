@@ -14,7 +14,7 @@ use crate::gearman::packet::{HEADER_SIZE, MAX_UNIQUE_SIZE, Packet, ProtocolError
 const FIRST_TELLING_PROCESS_ID: u32 = 300;
 
 /// Takes a block's bytes back when the last job in it is done with.
-pub trait Home: Send + Sync {
+pub trait Home: fmt::Debug + Send + Sync {
     /// A block of this capacity begins to be held.
     fn lend(&self, bytes: usize);
 
@@ -156,6 +156,11 @@ impl Job {
 
     pub fn identity(&self) -> Identity {
         self.parts.identity
+    }
+
+    /// What counts its block.
+    pub fn home(&self) -> Option<Arc<dyn Home>> {
+        self.block.home.clone()
     }
 
     /// The bytes that a held job counts with.

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
 
-use super::job::Job;
+use super::job::{Home, Job};
 use crate::gearman::packet::{ProtocolError, put_header};
 
 /// Data that no stage changed and that is at least so large is written from where it was read to, bytes; copying less is
@@ -20,6 +21,8 @@ pub struct Chunk {
     /// The length of all data of `references`.
     referenced: usize,
     written: usize,
+    /// What counts its memory, where it is large.
+    homes: Vec<Arc<dyn Home>>,
 }
 
 /// The data of a submission.
@@ -71,14 +74,21 @@ impl Chunk {
         Ok((self.len() - before) as u32)
     }
 
-    /// What is not written yet.
-    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+    /// Its memory counts as this home's until it is written.
+    pub fn keep(&mut self, home: Arc<dyn Home>) {
+        self.homes.push(home);
+    }
+
+    /// What is not written yet, `most` bytes of it.
+    pub fn slices(&self, most: usize) -> Vec<IoSlice<'_>> {
         let mut slices = Vec::with_capacity(2 * self.references.len() + 1);
-        let mut skip = self.written;
+        let (mut skip, mut left) = (self.written, most);
         let mut push = |bytes: &'_ [u8]| -> Option<(usize, usize)> {
             let skipped = skip.min(bytes.len());
             skip -= skipped;
-            (skipped < bytes.len()).then_some((skipped, bytes.len()))
+            let taken = left.min(bytes.len() - skipped);
+            left -= taken;
+            (taken > 0).then_some((skipped, skipped + taken))
         };
         let mut at = 0;
         for (after, job) in &self.references {

@@ -212,7 +212,7 @@ impl World<'_> {
         let (connections, forwards) = (&mut self.connections, &mut self.forwards);
         let Some(intake) = &mut forwards[forward].intake else { return };
         let down = &mut connections[connection].down;
-        let room = intake.room();
+        let room = intake.room(usize::MAX);
         let count = count.min(room.len());
         room[..count].copy_from_slice(&down.readable()[..count]);
         intake.advance(count);
@@ -354,7 +354,7 @@ impl World<'_> {
         let room = self.connections[connection].up.room().min(chunk.len());
         let count = if room > 0 && self.turns.one_in(4) { self.turns.range(1, room as u64) as usize } else { room };
         let mut left = count;
-        for slice in chunk.slices() {
+        for slice in chunk.slices(usize::MAX) {
             let part = &slice[..slice.len().min(left)];
             self.send(connection, part);
             left -= part.len();

@@ -2,7 +2,7 @@
 //!
 //! The data's way is the order of the modules: a [`config`] names the forwards; each [`forward`] takes jobs from its
 //! source, runs its [`stages`] on their data and submits them to its destination, speaking [`gearman`]; [`metrics`]
-//! count what happened and [`status`] tells it to whoever asks. [`proxy`] starts, reloads and stops all of them.
+//! count what happened and [`status`] shows it to monitoring. [`proxy`] starts, reloads and stops all of them.
 //!
 //! ```text
 //!     source gearmand ──> reader ──[jobs]──> submitter ──[submitted]──> confirmer <── destination gearmand

@@ -30,13 +30,13 @@ const IDLE_PROBE: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LAST_BACKOFF: Duration = Duration::from_secs(15);
 
-/// The same reason within this time is no news.
+/// The same reason within this time is not news.
 const NEWS: Duration = Duration::from_secs(60);
 
 /// Wake-ups in a row that brought no job before each further one is waited for.
 const FREE_WAKEUPS: u32 = 16;
 
-/// Packets that nobody asked for before the session ends.
+/// Packets without a request before the session ends.
 const SPARE_PACKETS: u32 = 64;
 
 /// Of a longer request only the beginning is looked at, bytes: a queue's name, a handle, an id and a filter.
@@ -161,7 +161,7 @@ impl Status {
             let forgotten = outage.since.is_none() && outage.reported.is_none_or(|(_, at)| at.elapsed() > NEWS);
             if other || forgotten {
                 log::warn!(
-                    "status queue {}: {error} ({}); nobody can ask for the status there; trying again until it works",
+                    "status queue {}: {error} ({}); the status can't be asked for there; trying again until it works",
                     self.address,
                     error.advice()
                 );

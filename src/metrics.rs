@@ -23,7 +23,7 @@ pub const CONFIRMATION_BUCKETS: [u64; 8] = [5, 25, 100, 500, 1000, 5000, 30_000,
 pub struct Metrics {
     forwards: Mutex<Vec<Arc<ForwardMetrics>>>,
     configuration_wrong: Mutex<Option<SystemTime>>,
-    /// Patterns of each server that match too many queues, in words.
+    /// Patterns of each server that match too many queues.
     pattern_errors: Mutex<BTreeMap<Server, String>>,
 }
 
@@ -42,7 +42,7 @@ impl Metrics {
         *self.configuration_wrong.lock()
     }
 
-    /// The patterns that match too many queues, in words.
+    /// The patterns that match too many queues.
     pub fn pattern_errors(&self) -> Vec<String> {
         self.pattern_errors.lock().iter().map(|(server, error)| format!("{server}: {error}")).collect()
     }

@@ -131,7 +131,7 @@ pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
 }
 
 fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), ProxyError> {
-    // Before the pid file: who reads it may send a signal at once.
+    // Before the pid file: a reader of it may send a signal at once.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let pidfile = pidfile(cli, &config)?;
     // Whatever needs a system call that is refused from here on is done; the log's thread gets the filter too.
@@ -403,7 +403,7 @@ impl Proxy<'_> {
                 Err(error) => error!("{error}"),
             }
         }
-        // Those that still match go on until the servers are asked again.
+        // Those that still match continue until the servers are asked again.
         for (server, forwards) in &mut self.found {
             let queues: Vec<String> = forwards.iter().map(|forward| forward.source.queue.clone()).collect();
             *forwards = self.config.found_forwards(server, queues.iter().map(String::as_str)).forwards;
@@ -484,7 +484,7 @@ mod tests {
             thread::sleep(SAME_SIGNAL * 2 + SECOND_SIGNAL);
             child.try_wait().unwrap()
         };
-        // One and a SIGHUP are no second one.
+        // One and a SIGHUP are not a second one.
         assert_eq!((send("TERM"), send("HUP")), (None, None));
         let began = Instant::now();
         let status = loop {

@@ -225,7 +225,8 @@ impl World<'_> {
             *at <= self.clock.now && fault.server(self.plan).is_none_or(|server| plan.destinations.contains(&server))
         });
         let odd = self.plan.classes.iter().filter(|class| matches!(class.kind, Kind::Poison | Kind::Refused)).count();
-        let allowed = (1 + 2 * troubles.count() + odd) as u32;
+        let last_stop = usize::from(self.settled_at.is_some());
+        let allowed = (1 + 2 * troubles.count() + odd + last_stop) as u32;
         let job = &self.servers[server].jobs[job];
         let (class, chosen, returns) = (job.class, job.chosen_returns, job.returns);
         if chosen > allowed {

@@ -17,7 +17,10 @@ use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 pub use super::packet::error_code;
-use super::packet::{HEADER_SIZE, Incoming, MAX_SMALL_PACKET, Packet, Parsed, ProtocolError, kind, parse, put_request};
+use super::packet::{
+    HEADER_SIZE, Incoming, MAX_SMALL_PACKET, MAXQUEUE, Packet, Parsed, ProtocolError, QUEUE_FULL, kind, parse,
+    put_request,
+};
 use crate::config::Server;
 use crate::latch::Latch;
 
@@ -47,12 +50,6 @@ const LOOKUP_STACK_SIZE: usize = 256 << 10;
 
 /// `connect` on a socket that does not block (Linux).
 const EINPROGRESS: i32 = 115;
-
-/// `gearadmin` has no such command.
-const MAXQUEUE: &str = "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT";
-
-/// The error code of a server whose queue takes no more jobs.
-pub const QUEUE_FULL: &str = "QUEUE_ERROR";
 
 /// How long a connection may take.
 #[derive(Debug, Clone, Copy)]
@@ -415,7 +412,7 @@ type Lookup = Arc<(Latch, OnceLock<Result<Vec<SocketAddr>, Option<i32>>>)>;
 
 static LOOKUPS: Mutex<BTreeMap<String, Lookup>> = Mutex::new(BTreeMap::new());
 
-/// The host's addresses. A resolver that hangs hangs in a thread of its own, one a host, that nobody joins.
+/// The host's addresses. A resolver that hangs does so in a thread of its own, one for each host, that is never joined.
 fn resolve(host: &str, limit: Duration, stop: &Latch) -> Result<Vec<SocketAddr>, ConnectionError> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, 0)]);
@@ -671,8 +668,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_that_hangs_holds_nobody_up_and_is_shared() {
-        LOOKUPS.lock().insert(String::from("hangs.invalid"), Lookup::default());
+    fn a_lookup_that_hangs_delays_no_other_and_is_shared() {
+        LOOKUPS.lock().insert(String::from("hangs.invalid"), Arc::default());
         let there = Server { host: String::from("hangs.invalid"), port: 4730 };
         let stop = Latch::default();
         let limits = Limits { connect: Duration::from_millis(50), ..LIMITS };

@@ -8,9 +8,7 @@ use super::outage::Backoff;
 use super::outbox::{Chunk, Outbox};
 use super::session::Phase;
 use super::{Relay, STRAYS};
-
-/// The error code of a server whose queue takes no more jobs.
-const QUEUE_FULL: &str = "QUEUE_ERROR";
+use crate::gearman::packet::QUEUE_FULL;
 
 /// Tries of a job alone after which it is undeliverable.
 pub const TRIES: u8 = 3;
@@ -134,7 +132,10 @@ impl Relay {
         line.reading = false;
         if nothing_to_prove {
             line.trouble_since = None;
-            self.destination_is_back(now);
+            // A full queue's server answers too.
+            if self.outage.full.is_none() {
+                self.destination_is_back(now);
+            }
         }
         self.ask(now);
     }
@@ -300,7 +301,6 @@ impl Relay {
             if !self.current(id) || !self.lines[id.submitter].is_up() {
                 return;
             }
-            self.lines[id.submitter].flight.progressed(now);
             let understood = match reply {
                 Reply::Echo => {
                     let flight = &mut self.lines[id.submitter].flight;
@@ -324,6 +324,7 @@ impl Relay {
         if self.current(id) {
             // Also where only a part of a packet came.
             self.lines[id.submitter].flight.progressed(now);
+            self.lines[id.submitter].flight.measure(now);
         }
         self.settle(now);
         self.ask(now);
@@ -338,7 +339,7 @@ impl Relay {
     /// The destination has taken the job that was submitted first.
     fn created(&mut self, now: Now, submitter: usize, handle: Vec<u8>) -> bool {
         let line = &mut self.lines[submitter];
-        let Some(flown) = line.flight.replied(now) else { return false };
+        let Some(flown) = line.flight.replied() else { return false };
         line.delivered = true;
         line.moved_at = now;
         line.alone = None;
@@ -365,7 +366,7 @@ impl Relay {
 
     fn refused(&mut self, now: Now, submitter: usize, code: String) -> bool {
         let line = &mut self.lines[submitter];
-        let Some(flown) = line.flight.replied(now) else { return false };
+        let Some(flown) = line.flight.replied() else { return false };
         line.exchange = None;
         line.moved_at = now;
         let alone = line.alone.take().is_some();

@@ -16,6 +16,7 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// A large buffer is not kept while the source has no jobs, bytes.
 const IDLE_BUFFER: usize = 4 << 10;
+const LARGEST_BUFFER: usize = 64 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -44,6 +45,7 @@ pub struct Session {
     pub out: Vec<u8>,
     /// Somebody writes, since when; whether that has failed.
     writing: Option<Now>,
+    being_written: usize,
     failed: bool,
     /// GRAB_JOB_UNIQ and ECHO_REQ sent, each of which is answered, in this order.
     pub requests: u64,
@@ -76,6 +78,7 @@ impl Session {
             window: Window::new(explicit, byte_limit),
             out: Vec::new(),
             writing: None,
+            being_written: 0,
             failed: false,
             requests: 0,
             answers: 0,
@@ -145,7 +148,20 @@ impl Session {
             return None;
         }
         self.writing = Some(now);
+        self.being_written = self.out.len();
         Some(std::mem::take(&mut self.out))
+    }
+
+    /// Bytes for the source that it has not taken yet.
+    pub fn output(&self) -> usize {
+        self.out.len() + self.being_written
+    }
+
+    /// Whoever writes is not stuck.
+    pub fn write_moved(&mut self, now: Now, generation: u32) {
+        if self.generation == generation && self.writing.is_some() {
+            self.writing = Some(now);
+        }
     }
 
     pub fn has_output(&self) -> bool {
@@ -271,7 +287,7 @@ impl Relay {
         self.settle(now);
     }
 
-    /// Goes on when nothing is owed any more for jobs whose source is gone, or the time for that is up.
+    /// Ends a session when nothing is owed any more for jobs whose source is gone, or the time for that is up.
     pub(super) fn settle(&mut self, now: Now) {
         match self.session.phase {
             Phase::Settling { until } => {
@@ -282,7 +298,7 @@ impl Relay {
                 }
                 self.session.phase = Phase::Apart;
                 self.drop_lines_that_owe(now);
-                if self.outage.probing && self.stopping.is_none() {
+                if std::mem::take(&mut self.outage.switches) {
                     self.switch_destination(now);
                 }
                 for line in &mut self.lines {
@@ -321,12 +337,12 @@ impl Relay {
         self.session.heard = now;
         // First: a job whose handle proves a restart may stand behind others that must not be taken for old ones.
         for packet in &packets {
-            if let SourcePacket::Job(job) = packet {
+            if let SourcePacket::Job(job) = packet
+                && self.ledger.proves_restart(job)
+            {
                 let epoch = self.random();
-                if self.ledger.arrived(job.handle(), epoch).1 {
-                    self.session.unproven.clear();
-                    self.tell(Tell::Restarted);
-                }
+                self.ledger.restarted(epoch);
+                self.tell(Tell::Restarted);
             }
         }
         for packet in packets {
@@ -335,6 +351,11 @@ impl Relay {
                 SourcePacket::TooLarge { handle, size } => self.too_large(now, handle, size),
                 SourcePacket::NoJob => {
                     self.session.window.no_job();
+                    let well = self.lines.iter().any(|line| line.is_well());
+                    if well && self.session.window.held() == 0 && self.outage.full.is_none() {
+                        // Nothing is left that a queue that was full could refuse.
+                        self.destination_is_back(now);
+                    }
                     self.session.answered()
                 }
                 SourcePacket::Echo => self.session.answered(),
@@ -376,7 +397,7 @@ impl Relay {
         }
         let (size, identity) = (job.size(), job.identity());
         self.session.window.assigned(size);
-        let number = super::job::handle_number(job.handle()).map_or(0, |(_, number)| number);
+        let number = job.handle_number().map_or(0, |(_, number)| number);
         let slot = self.jobs.insert(job, now, number);
         match self.ledger.claim(identity.key) {
             Some(Fate::Delivered) => {
@@ -441,15 +462,14 @@ impl Relay {
             return;
         }
         session.writing = None;
+        session.being_written = 0;
         session.failed |= failed;
         if failed {
             self.actions.close_source = Some(generation);
         } else if session.out.is_empty() {
             // A thousand idle connections should not take much memory.
             buffer.clear();
-            if session.window.asleep() {
-                buffer.shrink_to(IDLE_BUFFER);
-            }
+            buffer.shrink_to(if session.window.asleep() { IDLE_BUFFER } else { LARGEST_BUFFER });
             session.out = buffer;
         }
     }

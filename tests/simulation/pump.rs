@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use gearman_proxy::relay::{Batch, Chunk, Event, Job, LineId, Origin, Staged, Step, UniqueId, read_replies};
+use gearman_proxy::relay::{Batch, Chunk, Event, Job, LineId, Origin, Payload, Staged, Step, UniqueId, read_replies};
 use gearman_proxy::stages::Undeliverable;
 
 use crate::clock::{MILLISECOND, Micros, SECOND, Timer};
@@ -77,10 +77,21 @@ impl World<'_> {
         self.feed(forward, event);
     }
 
+    /// The connection that was to be read is gone, which is known already: the pump waits for a wake-up.
+    fn wait(&mut self, forward: usize, pump: usize) {
+        let state = &mut self.forwards[forward].pumps[pump];
+        if state.woken {
+            self.make_ready(forward, pump);
+        } else {
+            state.work = Work::Park;
+        }
+    }
+
     fn ask(&mut self, forward: usize, pump: usize) {
         let (now, which) = (self.clock.now, self.pump(forward, pump));
         let Some(relay) = &mut self.forwards[forward].relay else { return };
         let step = relay.next(duration(now), which);
+        self.forwards[forward].pumps[pump].woken = false;
         self.trace.add(30, step_number(&step));
         let work = match step {
             Step::ConnectSource { generation } => Work::ConnectSource { generation, since: now, begun: false },
@@ -184,7 +195,7 @@ impl World<'_> {
     fn read_source(&mut self, forward: usize, pump: usize, generation: u32) {
         let current = self.forwards[forward].source.filter(|(current, _)| *current == generation);
         let Some((_, connection)) = current else {
-            return self.report(forward, pump, Event::SourceLost { generation, loss: loss(false) });
+            return self.wait(forward, pump);
         };
         self.connections[connection].reader = None;
         let count = self.connections[connection].down.readable().len();
@@ -201,7 +212,7 @@ impl World<'_> {
         let (connections, forwards) = (&mut self.connections, &mut self.forwards);
         let Some(intake) = &mut forwards[forward].intake else { return };
         let down = &mut connections[connection].down;
-        let room = intake.room();
+        let room = intake.room(usize::MAX);
         let count = count.min(room.len());
         room[..count].copy_from_slice(&down.readable()[..count]);
         intake.advance(count);
@@ -233,9 +244,6 @@ impl World<'_> {
             }
         }
         self.trace.add(31, (count as u64) << 16 | packets.len() as u64);
-        if packets.is_empty() {
-            return self.go_on(forward, pump, Work::Read { generation }, 0);
-        }
         self.report(forward, pump, Event::SourcePackets { generation, packets });
     }
 
@@ -257,7 +265,7 @@ impl World<'_> {
         let submitter = pump - 1 - self.plan.forwards[forward].workers;
         let line = LineId { submitter, generation };
         let Some(connection) = self.line_connection(forward, line) else {
-            return self.report(forward, pump, Event::Lost(line, loss(false)));
+            return self.wait(forward, pump);
         };
         self.connections[connection].reader = None;
         let count = self.connections[connection].down.readable().len();
@@ -294,9 +302,6 @@ impl World<'_> {
         down.consume(count);
         self.trace.add(32, (count as u64) << 16 | replies.len() as u64);
         self.confirm(connection, &replies);
-        if replies.is_empty() {
-            return self.go_on(forward, pump, Work::Read { generation }, 0);
-        }
         self.report(forward, pump, Event::Replies { line, replies });
     }
 
@@ -306,19 +311,26 @@ impl World<'_> {
         let submission = if asynchronous { kind::SUBMIT_JOB_BG } else { kind::SUBMIT_JOB };
         let mut chunk = Chunk::default();
         let mut unique = Vec::new();
-        let stops = self.forwards[forward].stopping.is_some() && self.turns.one_in(8);
+        // A batch that takes long ends early, and at a stop in the middle of a job.
+        let enough = if self.turns.one_in(6) { self.turns.range(1, batch.jobs.len() as u64) as usize } else { batch.jobs.len() };
+        let stops = self.forwards[forward].stopping.is_some();
+        let mut staged = 0;
         let outcomes = batch.jobs.iter().map(|(job, id)| {
             let class = plan::class(job.data()).and_then(|class| self.plan.classes.get(class));
+            staged += 1;
+            if staged > enough {
+                return if stops && staged == enough + 1 { Staged::Abandoned } else { Staged::Interrupted };
+            }
             match class.map(|class| class.kind) {
                 Some(Kind::Bad) => return Staged::Undeliverable(Undeliverable::NotBase64),
                 Some(Kind::Expired) => return Staged::Expired,
-                _ if stops => return Staged::Interrupted,
                 _ => {}
             }
             id.write(&mut unique, job);
             // As after stages, now and then: data of its own.
-            let own = (job.data().len().is_multiple_of(3)).then(|| job.data());
-            match chunk.submit(submission, queue, &unique, job, own) {
+            let changed = job.data().len().is_multiple_of(3);
+            let data = if changed { Payload::Changed(job.data()) } else { Payload::Unchanged(job.clone()) };
+            match chunk.submit(submission, queue, &unique, data) {
                 Ok(packet) => Staged::Submitted { data: job.data().len() as u32, packet },
                 Err(_) => Staged::Undeliverable(Undeliverable::NotBase64),
             }
@@ -341,7 +353,7 @@ impl World<'_> {
         let room = self.connections[connection].up.room().min(chunk.len());
         let count = if room > 0 && self.turns.one_in(4) { self.turns.range(1, room as u64) as usize } else { room };
         let mut left = count;
-        for slice in chunk.slices() {
+        for slice in chunk.slices(usize::MAX) {
             let part = &slice[..slice.len().min(left)];
             self.send(connection, part);
             left -= part.len();
@@ -553,7 +565,7 @@ impl World<'_> {
             Which::Source => forward.source,
             Which::Line(submitter) => forward.lines.get(submitter)?.line,
         };
-        connection.map(|(_, connection)| connection)
+        connection.map(|(_, connection)| connection).filter(|&connection| self.connections[connection].proxy_open)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod gearmand;
 pub mod peer;
 pub mod proxy;
 pub mod relay;
+pub mod scripted;
 pub mod stub;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};

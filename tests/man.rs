@@ -1,8 +1,8 @@
 //! The documentation says what the program says: the manual pages are made from the tables of options and keys and the
-//! prose in `dist/man/`, and what is committed in `dist/` is compared with that; README and `docs/` against the tables,
-//! the README's configurations against `--check`.
+//! prose in `dist/man/`, the tables of `docs/reference.md` from the same, and what is committed is compared with that. The
+//! configurations in README and `docs/` pass `--check`, their links lead somewhere, the tests that they name exist.
 //!
-//! `UPDATE=1 cargo test --test man` writes the manual pages again.
+//! `UPDATE=1 cargo test --test man` writes pages and tables again.
 
 // Clippy's own exception for tests leaves out their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -122,17 +122,126 @@ fn the_manual_pages_are_those_of_this_program() {
     assert_current("dist/gearman-proxy.conf.5", &configuration());
 }
 
-/// README.md and the pages in `docs/`.
-fn documentation() -> String {
-    let pages = fs::read_dir(path("docs")).into_iter().flatten().map(|entry| entry.unwrap().path());
-    let pages = pages.filter(|page| page.extension().is_some_and(|extension| extension == "md"));
-    pages.fold(text("README.md"), |all, page| all + &fs::read_to_string(page).unwrap())
+/// `docs/reference.md` with its tables made again.
+fn reference() -> String {
+    let options = OPTIONS.iter().map(|option| {
+        let CliOption { short, long, alias, argument, meaning } = option;
+        let argument = if argument.is_empty() || argument.starts_with('[') {
+            (*argument).to_owned()
+        } else {
+            format!(" {argument}")
+        };
+        let names = [("-", *short), ("--", *long), ("--", *alias)].into_iter().filter(|(_, name)| !name.is_empty());
+        let names: Vec<String> = names.map(|(dashes, name)| format!("`{dashes}{name}{argument}`")).collect();
+        format!("| {} | {} |\n", names.join(", "), cell(meaning))
+    });
+    let options = format!("| option | meaning |\n| --- | --- |\n{}", options.collect::<String>());
+    let keys = KEYS.iter().map(|entry| {
+        let Entry { name, scope, values, default, meaning, .. } = entry;
+        let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
+        let scope = match scope {
+            Scope::Global => "global",
+            Scope::Forward => "forward",
+            Scope::Asynchronous => "forward, `async = 1`",
+            Scope::Synchronous => "forward, `async = 0`",
+        };
+        format!("| `{name}` | {scope} | {} | {default} | {} |\n", cell(values), cell(meaning))
+    });
+    let head = "| key | where | values | default | meaning |\n| --- | --- | --- | --- | --- |\n";
+    let keys = format!("{head}{}", keys.collect::<String>());
+    [("options", options), ("keys", keys)].into_iter().fold(text("docs/reference.md"), |page, (name, table)| {
+        let (before, rest) = page.split_once(&format!("<!-- {name}: made by")).expect("the begin of a table");
+        let (comment, rest) = rest.split_once('\n').expect("the end of a line");
+        let (_, after) = rest.split_once(&format!("<!-- end of {name} -->")).expect("the end of a table");
+        format!("{before}<!-- {name}: made by{comment}\n\n{table}\n<!-- end of {name} -->{after}")
+    })
 }
 
-/// The first cells of the tables' rows that begin with this, and the rows.
-fn rows<'t>(documentation: &'t str, begin: &'t str) -> impl Iterator<Item = (&'t str, &'t str)> {
-    let rows = documentation.lines().filter(move |line| line.starts_with(&format!("| `{begin}")));
-    rows.filter_map(|row| Some((row.split('`').nth(1)?, row)))
+/// Plain text in a cell of a Markdown table, which shows it as it is.
+fn cell(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('|', "\\|").replace('*', "\\*").replace('_', "\\_").replace('<', "&lt;")
+}
+
+#[test]
+fn the_references_tables_are_those_of_this_program() {
+    assert_current("docs/reference.md", &reference());
+}
+
+/// README.md, the other pages beside it and those in `docs/`, with their paths.
+fn pages() -> Vec<(String, String)> {
+    let mut names: Vec<String> = ["README.md", "SECURITY.md", "CHANGELOG.md"].map(String::from).into();
+    names.extend(fs::read_dir(path("docs")).unwrap().filter_map(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name.ends_with(".md").then(|| format!("docs/{name}"))
+    }));
+    names.into_iter().map(|name| (name.clone(), text(&name))).collect()
+}
+
+fn documentation() -> String {
+    pages().into_iter().map(|(_, page)| page).collect()
+}
+
+#[test]
+fn the_readme_can_be_read_in_five_minutes() {
+    let lines = text("README.md").lines().count();
+    assert!(lines <= 200, "{lines} lines: move what is not needed at first to docs/");
+}
+
+/// As GitHub makes them of headings.
+fn anchors(page: &str) -> Vec<String> {
+    let headings = page.lines().filter_map(|line| line.strip_prefix('#'));
+    let kept = |character: char| character.is_alphanumeric() || matches!(character, ' ' | '-' | '_');
+    headings
+        .map(|heading| {
+            heading.trim_start_matches('#').trim().to_lowercase().replace(|c| !kept(c), "").replace(' ', "-")
+        })
+        .collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut links = 0;
+    for (name, page) in pages() {
+        let folder = path(&name).parent().unwrap().to_owned();
+        for link in page.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http") || link.contains(char::is_whitespace) {
+                continue;
+            }
+            links += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { path(&name) } else { folder.join(file) };
+            assert!(target.exists(), "{name} links to {link}, which is not there");
+            if !anchor.is_empty() {
+                let there = anchors(&fs::read_to_string(&target).unwrap());
+                assert!(there.iter().any(|known| known == anchor), "{name}: no heading for {link}, but {there:?}");
+            }
+        }
+    }
+    assert!(links > 20, "{links} links");
+}
+
+fn sources(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .map(|path| match path.is_dir() {
+            true => sources(&path),
+            false => fs::read(&path).map_or(String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        })
+        .collect()
+}
+
+/// The last cells of the table of promises name tests.
+#[test]
+fn the_tests_that_guarantees_name_exist() {
+    let code = sources(&path("tests")) + &sources(&path("src"));
+    let page = text("docs/guarantees.md");
+    let shown = page.lines().filter_map(|line| line.strip_prefix("Shown by: "));
+    let names: Vec<&str> = shown.flat_map(|line| line.split('`').skip(1).step_by(2)).collect();
+    assert!(names.len() > 20, "{names:?}");
+    for name in names {
+        let exists = if name.contains('/') { path(name).exists() } else { code.contains(&format!("fn {name}(")) };
+        assert!(exists, "docs/guarantees.md names the test {name}, which is not there");
+    }
 }
 
 #[test]
@@ -155,34 +264,14 @@ fn the_synopsis_names_every_action() {
     }
 }
 
-/// A table in the documentation that lists keys lists all of them, with their defaults.
 #[test]
-fn manual_example_and_documentation_know_every_key() {
-    let (page, documentation, example) = (configuration(), documentation(), text("config.example"));
-    let listed = rows(&documentation, "max_job_size").next().is_some();
+fn manual_and_example_know_every_key() {
+    let (page, example) = (configuration(), text("config.example"));
     for key in &KEYS {
         let name = key.name;
         assert!(page.contains(&format!(".TP\n\\fB{name}\\fR = ")), "gearman-proxy.conf.5 lacks {name}");
-        let row = rows(&documentation, name).find(|(cell, _)| *cell == name);
-        assert!(row.is_some() || !listed, "the documentation's table of keys lacks {name}");
-        let has_default = |row: &str| row.contains(&format!("`{}`", key.default)) || key.default.is_empty();
-        assert!(row.is_none_or(|(_, row)| has_default(row)), "the default of {name} is missing in the documentation");
         let set = |line: &str| line.trim().strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('='));
         assert!(example.lines().any(set), "config.example lacks {name}");
-    }
-}
-
-/// A table in the documentation that lists options lists all of them.
-#[test]
-fn the_documentations_table_of_options_is_whole() {
-    let documentation = documentation();
-    let cells: Vec<&str> = rows(&documentation, "-").filter_map(|(_, row)| row.split(" | ").next()).collect();
-    let listed = |name: &str| {
-        let name = format!("--{name}");
-        cells.iter().any(|cell| cell.split(['`', ' ', '=', '[', ',']).any(|word| word == name))
-    };
-    for option in OPTIONS.iter().filter(|_| listed("check")) {
-        assert!(listed(option.long), "the documentation's table of options lacks --{}", option.long);
     }
 }
 
@@ -224,27 +313,28 @@ fn the_documentation_explains_every_reason() {
 
 /// Each block marked `ini` is a whole configuration.
 #[test]
-fn the_readmes_configurations_are_valid() {
-    let folder = std::env::temp_dir().join(format!("gearman-proxy-readme-{}", std::process::id()));
+fn the_configurations_in_the_documentation_are_valid() {
+    let folder = std::env::temp_dir().join(format!("gearman-proxy-documentation-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     for key in ["local.key", "remote.key"] {
         fs::write(folder.join(key), "should_be_changed\n").unwrap();
     }
-    let readme = text("README.md");
-    let blocks: Vec<&str> =
-        readme.split("```ini\n").skip(1).map(|block| block.split("```").next().unwrap_or_default()).collect();
-    assert!(blocks.len() >= 5, "{} configurations in README.md", blocks.len());
-    for block in blocks {
-        let file = folder.join("proxy.conf");
-        fs::write(&file, block.replace("/etc/gearman-proxy/", &format!("{}/", folder.display()))).unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_gearman-proxy"))
-            .args(["--check", "--config"])
-            .arg(&file)
-            .env("CREDENTIALS_DIRECTORY", &folder)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
+    let mut blocks = 0;
+    for (name, page) in pages() {
+        for block in page.split("```ini\n").skip(1).filter_map(|block| block.split("```").next()) {
+            blocks += 1;
+            let file = folder.join("proxy.conf");
+            fs::write(&file, block.replace("/etc/gearman-proxy/", &format!("{}/", folder.display()))).unwrap();
+            let output = Command::new(env!("CARGO_BIN_EXE_gearman-proxy"))
+                .args(["--check", "--config"])
+                .arg(&file)
+                .env("CREDENTIALS_DIRECTORY", &folder)
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{name}: {block}\n{}", String::from_utf8_lossy(&output.stderr));
+        }
     }
+    assert!(blocks >= 10, "{blocks} configurations");
     fs::remove_dir_all(&folder).unwrap();
 }
 

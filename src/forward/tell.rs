@@ -115,7 +115,9 @@ impl Teller {
                 self.metrics.set_connected(true);
                 self.back(&source.server);
                 match after {
-                    None if !self.began.swap(true, Ordering::Relaxed) => info!("forwarding {}", self.name),
+                    None if !self.began.swap(true, Ordering::Relaxed) => {
+                        self.outages.began(&source.server.to_string(), &self.name);
+                    }
                     _ => debug!("forwarding {} again", self.name),
                 }
             }

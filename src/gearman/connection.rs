@@ -17,7 +17,10 @@ use parking_lot::Mutex;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 pub use super::packet::error_code;
-use super::packet::{HEADER_SIZE, Incoming, MAX_SMALL_PACKET, Packet, Parsed, ProtocolError, kind, parse, put_request};
+use super::packet::{
+    HEADER_SIZE, Incoming, MAX_SMALL_PACKET, MAXQUEUE, Packet, Parsed, ProtocolError, QUEUE_FULL, kind, parse,
+    put_request,
+};
 use crate::config::Server;
 use crate::latch::Latch;
 
@@ -47,12 +50,6 @@ const LOOKUP_STACK_SIZE: usize = 256 << 10;
 
 /// `connect` on a socket that does not block (Linux).
 const EINPROGRESS: i32 = 115;
-
-/// `gearadmin` has no such command.
-const MAXQUEUE: &str = "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT";
-
-/// The error code of a server whose queue takes no more jobs.
-pub const QUEUE_FULL: &str = "QUEUE_ERROR";
 
 /// How long a connection may take.
 #[derive(Debug, Clone, Copy)]

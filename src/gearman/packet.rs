@@ -16,6 +16,12 @@ pub const MAX_UNIQUE_SIZE: usize = 63;
 /// large.
 pub const MAX_SMALL_PACKET: usize = 4 << 10;
 
+/// What to do about a full queue; `gearadmin` has no such command.
+pub const MAXQUEUE: &str = "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT";
+
+/// The error code of a server whose queue takes no more jobs.
+pub const QUEUE_FULL: &str = "QUEUE_ERROR";
+
 const REQUEST: [u8; 4] = *b"\0REQ";
 const RESPONSE: [u8; 4] = *b"\0RES";
 

@@ -6,6 +6,7 @@ use super::flight::Reply;
 use super::intake::SourcePacket;
 use super::job::{Job, UniqueId};
 use super::outbox::Chunk;
+use crate::gearman::packet::MAXQUEUE;
 use crate::stages::Undeliverable;
 
 /// The time since some fixed moment. It never goes back.
@@ -364,6 +365,13 @@ pub enum Reason {
     Timeout,
     /// The connection broke on the last of three tries.
     Lost(Cause),
+}
+
+impl Cause {
+    /// The destination's queue takes no more jobs.
+    pub fn full() -> Cause {
+        Cause { kind: "queue full", text: String::from("queue full"), advice: Some(MAXQUEUE) }
+    }
 }
 
 impl Loss {

@@ -203,11 +203,14 @@ impl Intake {
             (bytes, start)
         } else {
             let mut next = memory();
-            next.clear();
-            next.extend_from_slice(self.buffer.get(rest.clone()).unwrap_or_default());
             // Its length stays what it was if that is enough: growing costs zeros.
-            let size = self.read_size.max(next.len());
-            next.resize(size, 0);
+            let size = self.read_size.max(rest.len());
+            if next.len() < size {
+                next.resize(size, 0);
+            }
+            if let (Some(to), Some(from)) = (next.get_mut(..rest.len()), self.buffer.get(rest.clone())) {
+                to.copy_from_slice(from);
+            }
             (std::mem::replace(&mut self.buffer, next), 0)
         };
         self.end = rest.len();

@@ -8,9 +8,7 @@ use super::outage::Backoff;
 use super::outbox::{Chunk, Outbox};
 use super::session::Phase;
 use super::{Relay, STRAYS};
-
-/// The error code of a server whose queue takes no more jobs.
-const QUEUE_FULL: &str = "QUEUE_ERROR";
+use crate::gearman::packet::QUEUE_FULL;
 
 /// Tries of a job alone after which it is undeliverable.
 pub const TRIES: u8 = 3;
@@ -134,7 +132,10 @@ impl Relay {
         line.reading = false;
         if nothing_to_prove {
             line.trouble_since = None;
-            self.destination_is_back(now);
+            // A full queue's server answers too.
+            if self.outage.full.is_none() {
+                self.destination_is_back(now);
+            }
         }
         self.ask(now);
     }

@@ -282,7 +282,7 @@ impl Relay {
                 }
                 self.session.phase = Phase::Apart;
                 self.drop_lines_that_owe(now);
-                if self.outage.probing && self.stopping.is_none() {
+                if std::mem::take(&mut self.outage.switches) {
                     self.switch_destination(now);
                 }
                 for line in &mut self.lines {
@@ -324,7 +324,6 @@ impl Relay {
             if let SourcePacket::Job(job) = packet {
                 let epoch = self.random();
                 if self.ledger.arrived(job.handle(), epoch).1 {
-                    self.session.unproven.clear();
                     self.tell(Tell::Restarted);
                 }
             }
@@ -335,6 +334,11 @@ impl Relay {
                 SourcePacket::TooLarge { handle, size } => self.too_large(now, handle, size),
                 SourcePacket::NoJob => {
                     self.session.window.no_job();
+                    let well = self.lines.iter().any(|line| line.is_well());
+                    if well && self.session.window.held() == 0 && self.outage.full.is_none() {
+                        // Nothing is left that a queue that was full could refuse.
+                        self.destination_is_back(now);
+                    }
                     self.session.answered()
                 }
                 SourcePacket::Echo => self.session.answered(),

@@ -308,8 +308,10 @@ impl World<'_> {
         let plan = &self.plan.classes[class];
         let rejects = self.plan.forwards.iter().any(|f| f.queue == plan.queue && f.reject.is_some());
         let lost_lines = self.forwards.iter().any(|forward| forward.lines_lost >= 3);
+        let times_out = !is_async && self.plan.forwards.iter().any(|forward| forward.timeout.is_some());
         let may = match (plan.kind, plan.outcome, end) {
             // Moved away, a client that waits is told, too.
+            (_, _, End::Failed) if times_out => true,
             (Kind::Bad | Kind::Refused, _, End::Failed) if rejects => {
                 !is_async && self.book.accounts[class].rejected > 0
             }
@@ -317,10 +319,8 @@ impl World<'_> {
             (Kind::Bad | Kind::Poison | Kind::Refused, _, End::Failed) => true,
             (Kind::Expired, _, End::Failed) => !is_async,
             (Kind::Good, Outcome::Raises, End::Exception) => !is_async,
-            (Kind::Good, Outcome::Fails, End::Failed) => !is_async,
-            (Kind::Good, _, End::Failed) if !is_async => {
-                lost_lines || self.plan.forwards.iter().any(|forward| forward.timeout.is_some())
-            }
+            (Kind::Good, Outcome::Fails, End::Failed) if !is_async => true,
+            (Kind::Good, _, End::Failed) => !is_async && lost_lines,
             _ => false,
         };
         if !may {

@@ -202,14 +202,14 @@ impl Pipe {
         self.cut_at = Some(self.written + bytes);
     }
 
-    /// Nothing arrives before `until`.
-    pub fn stall(&mut self, until: Micros) {
+    /// What has not arrived yet does not before `until`.
+    pub fn stall(&mut self, now: Micros, until: Micros) {
         self.free_at = self.free_at.max(until);
-        for (at, _) in &mut self.pieces {
-            *at = (*at).max(until);
-        }
-        if let Some((at, _)) = &mut self.ending {
-            *at = (*at).max(until);
+        let ending = self.ending.iter_mut().map(|(at, _)| at);
+        for at in self.pieces.iter_mut().map(|(at, _)| at).chain(ending) {
+            if *at > now {
+                *at = (*at).max(until);
+            }
         }
     }
 }

@@ -184,7 +184,9 @@ impl World<'_> {
     fn read_source(&mut self, forward: usize, pump: usize, generation: u32) {
         let current = self.forwards[forward].source.filter(|(current, _)| *current == generation);
         let Some((_, connection)) = current else {
-            return self.report(forward, pump, Event::SourceLost { generation, loss: loss(false) });
+            // It is known already that this connection is gone.
+            self.forwards[forward].pumps[pump].work = Work::Park;
+            return;
         };
         self.connections[connection].reader = None;
         let count = self.connections[connection].down.readable().len();
@@ -233,9 +235,6 @@ impl World<'_> {
             }
         }
         self.trace.add(31, (count as u64) << 16 | packets.len() as u64);
-        if packets.is_empty() {
-            return self.go_on(forward, pump, Work::Read { generation }, 0);
-        }
         self.report(forward, pump, Event::SourcePackets { generation, packets });
     }
 
@@ -257,7 +256,8 @@ impl World<'_> {
         let submitter = pump - 1 - self.plan.forwards[forward].workers;
         let line = LineId { submitter, generation };
         let Some(connection) = self.line_connection(forward, line) else {
-            return self.report(forward, pump, Event::Lost(line, loss(false)));
+            self.forwards[forward].pumps[pump].work = Work::Park;
+            return;
         };
         self.connections[connection].reader = None;
         let count = self.connections[connection].down.readable().len();
@@ -294,9 +294,6 @@ impl World<'_> {
         down.consume(count);
         self.trace.add(32, (count as u64) << 16 | replies.len() as u64);
         self.confirm(connection, &replies);
-        if replies.is_empty() {
-            return self.go_on(forward, pump, Work::Read { generation }, 0);
-        }
         self.report(forward, pump, Event::Replies { line, replies });
     }
 
@@ -306,13 +303,20 @@ impl World<'_> {
         let submission = if asynchronous { kind::SUBMIT_JOB_BG } else { kind::SUBMIT_JOB };
         let mut chunk = Chunk::default();
         let mut unique = Vec::new();
-        let stops = self.forwards[forward].stopping.is_some() && self.turns.one_in(8);
+        // A batch that takes long ends early, and at a stop in the middle of a job.
+        let enough =
+            if self.turns.one_in(6) { self.turns.range(1, batch.jobs.len() as u64) as usize } else { batch.jobs.len() };
+        let stops = self.forwards[forward].stopping.is_some();
+        let mut staged = 0;
         let outcomes = batch.jobs.iter().map(|(job, id)| {
             let class = plan::class(job.data()).and_then(|class| self.plan.classes.get(class));
+            staged += 1;
+            if staged > enough {
+                return if stops && staged == enough + 1 { Staged::Abandoned } else { Staged::Interrupted };
+            }
             match class.map(|class| class.kind) {
                 Some(Kind::Bad) => return Staged::Undeliverable(Undeliverable::NotBase64),
                 Some(Kind::Expired) => return Staged::Expired,
-                _ if stops => return Staged::Interrupted,
                 _ => {}
             }
             id.write(&mut unique, job);
@@ -553,7 +557,7 @@ impl World<'_> {
             Which::Source => forward.source,
             Which::Line(submitter) => forward.lines.get(submitter)?.line,
         };
-        connection.map(|(_, connection)| connection)
+        connection.map(|(_, connection)| connection).filter(|&connection| self.connections[connection].proxy_open)
     }
 }
 

@@ -272,11 +272,12 @@ impl World<'_> {
     }
 
     fn stall(&mut self, connection: usize, lasts: Micros) {
-        let until = self.clock.now + lasts;
+        let now = self.clock.now;
+        let until = now + lasts;
         let this = &mut self.connections[connection];
         this.troubled = true;
-        this.up.stall(until);
-        this.down.stall(until);
+        this.up.stall(now, until);
+        this.down.stall(now, until);
     }
 
     fn silence(&mut self, connection: usize, noticed: Micros) {

@@ -113,3 +113,58 @@ impl Jobs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::job::a_job;
+
+    /// Five jobs that arrived in the order of their handles' numbers.
+    fn five() -> (Jobs, Vec<u32>) {
+        let mut jobs = Jobs::default();
+        let slots = (1..=5).map(|number| jobs.insert(a_job(b"data"), Now::ZERO, number)).collect();
+        (jobs, slots)
+    }
+
+    #[test]
+    fn a_slot_is_a_jobs_number_while_it_is_held_and_used_again_afterwards() {
+        let (mut jobs, slots) = five();
+        assert_eq!(jobs.all(), slots);
+        assert_eq!(jobs.remove(slots[1]).map(|held| held.handle_number), Some(2));
+        assert!(jobs.remove(slots[1]).is_none() && jobs.get(slots[1]).is_none() && jobs.get_mut(slots[1]).is_none());
+        assert!(jobs.get(99).is_none() && jobs.get_mut(99).is_none() && jobs.remove(99).is_none());
+        assert_eq!(jobs.all(), [slots[0], slots[2], slots[3], slots[4]]);
+        assert_eq!(jobs.iter().map(|held| held.handle_number).sum::<u64>(), 1 + 3 + 4 + 5);
+        assert_eq!(jobs.insert(a_job(b"data"), Now::ZERO, 6), slots[1]);
+        assert_eq!(jobs.get(slots[1]).map(|held| (held.handle_number, held.order)), Some((6, 6)));
+    }
+
+    #[test]
+    fn memory_is_given_back_when_nothing_is_held_and_later_jobs_are_still_later() {
+        let (mut jobs, slots) = five();
+        jobs.rest();
+        assert_eq!(jobs.all(), slots, "held jobs stay");
+        for slot in slots {
+            jobs.remove(slot);
+        }
+        jobs.rest();
+        assert_eq!((jobs.slots.capacity(), jobs.free.capacity()), (0, 0));
+        let slot = jobs.insert(a_job(b"data"), Now::ZERO, 6);
+        assert_eq!(jobs.get(slot).map(|held| held.order), Some(6));
+    }
+
+    #[test]
+    fn jobs_that_are_put_back_stand_where_they_arrived() {
+        for (queue, back) in [
+            (vec![], vec![0, 1, 2, 3, 4]),
+            (vec![4], vec![0, 1, 2, 3]),
+            (vec![0, 2, 4], vec![1, 3]),
+            (vec![1, 3], vec![0, 2, 4]),
+        ] {
+            let (jobs, slots) = five();
+            let mut queue: VecDeque<u32> = queue.into_iter().map(|index: usize| slots[index]).collect();
+            jobs.put_back(&mut queue, &back.into_iter().map(|index: usize| slots[index]).collect::<Vec<_>>());
+            assert_eq!(queue, slots);
+        }
+    }
+}

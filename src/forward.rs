@@ -17,11 +17,11 @@ mod witness;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use parking_lot::Mutex;
 
 use crate::config::{DEFAULT_MAX_JOB_SIZE, ForwardConfig};
@@ -31,11 +31,12 @@ use crate::latch::Latch;
 use crate::metrics::ForwardMetrics;
 use crate::notify::Heartbeats;
 use crate::outages::Outages;
+pub use crate::relay::Legacy;
 pub use crate::relay::Timing;
-use crate::relay::{self, Actions, Cause, Event, Legacy, LineId, Loss, Now, Pump, Relay, Step};
+use crate::relay::{self, Actions, Cause, Event, LineId, Loss, Now, Pump, Relay, Step};
 use gate::Gates;
 use loops::Loops;
-use memory::Memory;
+use memory::{Large, Memory, Mover, Share};
 use tell::Teller;
 use witness::{Witness, Witnesses};
 
@@ -54,7 +55,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// A clock that was late by this much was stopped itself: what came meanwhile is read before anything is overdue.
 const SUSPENDED: Duration = Duration::from_secs(2);
 
-/// So many answers on their way are many.
+/// From this many expected answers on, a reading thread lets them gather.
 const MANY_ANSWERS: usize = 64;
 
 /// More answers than this make the pause no longer: it ends after two milliseconds.
@@ -96,8 +97,18 @@ impl Default for Common {
 }
 
 impl Common {
-    /// Gives memory back that an idle process does not need.
-    pub fn rest(&self) {
+    /// To be called every few seconds: tells what was left untold, and gives memory back that an idle process does not need.
+    pub fn look(&self) {
+        let at = Instant::now();
+        let forwards = self.clock.forwards.lock().clone();
+        for forward in forwards {
+            forward.teller.look(at);
+            let oldest = if forward.teller.metrics().held() > 0 { forward.relay.lock().oldest() } else { None };
+            forward
+                .teller
+                .metrics()
+                .set_oldest_held(oldest.and_then(|came| at.checked_sub(now().saturating_sub(came))));
+        }
         self.memory.rest();
     }
 
@@ -131,12 +142,16 @@ impl Clock {
         if began.elapsed() > SUSPENDED {
             thread::sleep(TICK);
         }
-        let mut forwards = self.forwards.lock().clone();
         let now = now();
-        forwards.retain(|forward| forward.is_due(now));
-        for forward in forwards {
+        let due: Vec<_> = self.forwards.lock().iter().filter(|forward| forward.is_due(now)).map(Arc::clone).collect();
+        for forward in due {
             forward.feed(Event::Time);
-            forward.teller.look(began);
+        }
+        // One of each kind in the process.
+        let large = |forward: &&Arc<Shared>| forward.large.iter().any(|share| share.lock().strong_count() > 0);
+        let large: Vec<_> = self.forwards.lock().iter().filter(large).map(Arc::clone).collect();
+        for forward in large {
+            forward.check_pace();
         }
     }
 }
@@ -154,8 +169,21 @@ pub struct Forward {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// Who took from the same source before.
+#[derive(Debug)]
+pub enum Predecessor {
+    None,
+    /// It was told to stop. The successor begins when it has ended.
+    Stopping(Forward),
+    /// What it knew.
+    Ended(Legacy),
+}
+
 /// A destination connection, as its submitter made it, until its confirmer reads it.
 type Opened = (u32, Arc<TcpStream>, Incoming);
+
+/// The current connection of one kind, with its generation.
+type Socket = Mutex<Option<(u32, Arc<TcpStream>)>>;
 
 /// What a forward's threads share.
 #[derive(Debug)]
@@ -165,10 +193,10 @@ struct Shared {
     relay: Mutex<Relay>,
     /// When the relay is to be told the time, microseconds.
     due: AtomicU64,
-    /// The source's connection, for whoever writes or ends it.
-    source: Mutex<Option<(u32, Arc<TcpStream>)>>,
+    /// The source's connection, for the threads that write or end it.
+    source: Socket,
     /// The destinations' connections.
-    lines: Vec<Mutex<Option<(u32, Arc<TcpStream>)>>>,
+    lines: Vec<Socket>,
     /// New ones, for the confirmers.
     opened: Vec<(Sender<Opened>, Receiver<Opened>)>,
     reader: Waker,
@@ -177,7 +205,7 @@ struct Shared {
     rejecter: Waker,
     /// The predecessor has ended: the threads begin.
     begun: Latch,
-    /// Everything is over: whoever connects or asks gives up.
+    /// Everything is over: threads that connect or ask give up.
     ended: Latch,
     /// Stages give up: the forward stops, and the job they work on goes back.
     interrupted: AtomicBool,
@@ -185,6 +213,8 @@ struct Shared {
     number: usize,
     witness: Witness,
     teller: Teller,
+    /// What has its turn, by [`Large`].
+    large: [Mutex<Weak<Share>>; 2],
 }
 
 /// Wakes one thread. A wake-up that comes before the wait is not lost.
@@ -215,16 +245,15 @@ impl Waker {
 }
 
 impl Forward {
-    /// Starts a forward. It counts into `metrics`. The jobs of a `predecessor` for the same source, which must have been
-    /// told to stop, are known to it; it begins when that one has ended.
+    /// Starts a forward. It counts into `metrics`.
     ///
     /// # Errors
     /// The system gives no thread; nothing runs then, and the predecessor is given back.
     pub fn start(
         common: &Common,
         metrics: Arc<ForwardMetrics>,
-        predecessor: Option<Forward>,
-    ) -> Result<Forward, (io::Error, Option<Forward>)> {
+        predecessor: Predecessor,
+    ) -> Result<Forward, (io::Error, Predecessor)> {
         let config = metrics.config.clone();
         let workers = config.workers;
         let wakers = |count| (0..count).map(|_| Waker::new()).collect();
@@ -247,6 +276,7 @@ impl Forward {
             teller: Teller::new(Arc::clone(&common.outages), metrics, common.max_job_size),
             config,
             common: common.clone(),
+            large: Default::default(),
         });
         let mut forward = Forward { shared: Arc::clone(&shared), threads: Vec::new() };
         if let Err(error) = forward.spawn_all() {
@@ -255,23 +285,23 @@ impl Forward {
             forward.join();
             return Err((error, predecessor));
         }
-        // The reader has begun to wait for it; a thread that only joins needs no more than the reader.
-        if let Some(predecessor) = predecessor {
-            let heir = Arc::clone(&shared);
-            let name = thread_name("w", None, &shared.config.source.queue);
-            let joined =
-                thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(move || heir.inherit(predecessor));
-            match joined {
-                Ok(thread) => forward.threads.push(thread),
-                Err(error) => {
-                    forward.stop();
-                    shared.begun.set();
-                    forward.join();
-                    return Err((error, None));
+        match predecessor {
+            Predecessor::None => shared.begun.set(),
+            Predecessor::Ended(legacy) => shared.inherit(legacy),
+            Predecessor::Stopping(predecessor) => {
+                let heir = Arc::clone(&shared);
+                let name = thread_name("w", None, &shared.config.source.queue);
+                let wait = move || heir.inherit(predecessor.join());
+                match thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(wait) {
+                    Ok(thread) => forward.threads.push(thread),
+                    Err(error) => {
+                        forward.stop();
+                        shared.begun.set();
+                        forward.join();
+                        return Err((error, Predecessor::None));
+                    }
                 }
             }
-        } else {
-            shared.begun.set();
         }
         common.clock.forwards.lock().push(shared);
         Ok(forward)
@@ -304,6 +334,8 @@ impl Forward {
     pub fn stop(&self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
         self.shared.feed(Event::Stop);
+        // They may wait for memory.
+        self.shared.submitters.iter().chain([&self.shared.reader]).for_each(Waker::wake);
     }
 
     /// Whether it has ended.
@@ -357,8 +389,7 @@ fn thread_name(role: &str, number: Option<usize>, queue: &str) -> String {
 
 impl Shared {
     /// Begins with what the predecessor knew, when that has ended.
-    fn inherit(&self, predecessor: Forward) {
-        let legacy = predecessor.join();
+    fn inherit(&self, legacy: Legacy) {
         *self.relay.lock() = Relay::new(settings(&self.config, &self.common), legacy);
         if self.stopped.load(Ordering::SeqCst) {
             self.feed(Event::Stop);
@@ -368,6 +399,62 @@ impl Shared {
 
     fn is_due(&self, now: Now) -> bool {
         self.due.load(Ordering::Relaxed) <= now.as_micros() as u64
+    }
+
+    /// What something large takes with all that becomes of it, from the budget or when it has its turn; none when
+    /// `is_wanted` no longer holds, or the forward ends.
+    fn share(&self, what: Large, bytes: usize, pump: Pump, is_wanted: impl Fn() -> bool) -> Option<Arc<Share>> {
+        let memory = &self.common.memory;
+        if bytes <= memory::forward_bytes(&self.config)
+            && let Some(share) = memory.reserve(bytes)
+        {
+            return Some(share);
+        }
+        let hold = |turn| {
+            let share = memory.hold(turn);
+            *self.large[what as usize].lock() = Arc::downgrade(&share);
+            share
+        };
+        let place = memory.line_up(what);
+        if let Ok(turn) = place.turn.try_recv() {
+            return Some(hold(turn));
+        }
+        self.feed(Event::HeldUp(pump));
+        let waker = self.waker(pump)?;
+        while is_wanted() {
+            select! {
+                recv(place.turn) -> turn => return turn.ok().map(hold),
+                recv(waker.receive) -> _ => {}
+                recv(self.ended.channel()) -> _ => return None,
+            }
+        }
+        None
+    }
+
+    /// What has its turn.
+    fn large(&self, what: Large) -> Option<Arc<Share>> {
+        self.large[what as usize].lock().upgrade()
+    }
+
+    /// Ends the connection of whoever keeps what has its turn.
+    fn check_pace(&self) {
+        for what in [Large::Job, Large::Result] {
+            let Some(mover) = self.large(what).and_then(|share| share.late()) else { continue };
+            let text = "moved less than 16 KiB a second of a large job".to_owned();
+            let advice = Some("others wait for it: is the line slow, or does the server hang?");
+            let cause = Cause { kind: "too slow", text, advice };
+            let loss = Loss { closed: false, nonsense: true, oversized: false, cause };
+            match mover {
+                Mover::Destination(line) => self.feed(Event::Lost(line, loss)),
+                Mover::Source(generation) => self.feed(Event::SourceLost { generation, loss }),
+                Mover::Nobody => {
+                    let current = self.source.lock().as_ref().map(|(generation, _)| *generation);
+                    if let Some(generation) = current {
+                        self.feed(Event::SourceLost { generation, loss });
+                    }
+                }
+            }
+        }
     }
 
     /// Tells the relay what happened, without a next step.
@@ -411,10 +498,13 @@ impl Shared {
         let Actions { close_source, close, wake, tell, finished, ended } = actions;
         if let Some(generation) = close_source {
             shut_down(&self.source, generation);
+            // It may wait for its turn.
+            self.reader.wake();
         }
         for LineId { submitter, generation } in close {
             if let Some(line) = self.lines.get(submitter) {
                 shut_down(line, generation);
+                self.confirmers[submitter].wake();
             }
         }
         if ended {
@@ -449,7 +539,7 @@ impl Shared {
     }
 }
 
-fn shut_down(place: &Mutex<Option<(u32, Arc<TcpStream>)>>, generation: u32) {
+fn shut_down(place: &Socket, generation: u32) {
     let mut place = place.lock();
     if let Some((_, stream)) = place.take_if(|(current, _)| *current == generation) {
         // It fails only where the connection has ended already.

@@ -25,6 +25,8 @@ pub struct Metrics {
     configuration_wrong: Mutex<Option<SystemTime>>,
     /// Patterns of each server that match too many queues.
     pattern_errors: Mutex<BTreeMap<Server, String>>,
+    /// Servers that do not tell which queues they have for patterns.
+    pattern_troubles: Mutex<BTreeMap<Server, Trouble>>,
 }
 
 impl Metrics {
@@ -53,6 +55,25 @@ impl Metrics {
             Some(error) => errors.insert(server.clone(), error),
             None => errors.remove(server),
         };
+    }
+
+    /// The servers that do not tell which queues they have for patterns.
+    pub fn pattern_troubles(&self) -> BTreeMap<Server, Trouble> {
+        self.pattern_troubles.lock().clone()
+    }
+
+    pub fn set_pattern_trouble(&self, server: &Server, reason: Option<&str>) {
+        let mut troubles = self.pattern_troubles.lock();
+        let since = troubles.remove(server).map_or_else(Instant::now, |trouble| trouble.since);
+        if let Some(reason) = reason {
+            troubles.insert(server.clone(), Trouble { reason: reason.to_owned(), since });
+        }
+    }
+
+    /// The patterns are others: their servers are asked again.
+    pub fn clear_patterns(&self) {
+        self.pattern_errors.lock().clear();
+        self.pattern_troubles.lock().clear();
     }
 
     /// A reload failed or succeeded. The first failure's time stays.
@@ -263,15 +284,10 @@ impl ForwardMetrics {
         self.destination.store(index, Ordering::Relaxed);
     }
 
-    /// The configured destinations, never none.
-    pub fn destinations(&self) -> &[Address] {
-        &self.config.destinations
-    }
-
     /// The place of the destination in use, and its address.
     pub fn destination(&self) -> (usize, &Address) {
-        let index = self.destination.load(Ordering::Relaxed).min(self.destinations().len() - 1);
-        (index, &self.destinations()[index])
+        let index = self.destination.load(Ordering::Relaxed);
+        self.config.destinations.get(index).map_or((0, self.config.first_destination()), |address| (index, address))
     }
 
     /// A server is unavailable; the first sign's time stays until [`Self::recovered`]. `true` when that is news: a new

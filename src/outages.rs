@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 use log::Level;
 use parking_lot::Mutex;
 
-/// Reports that come within this time make one line.
+/// Reports with less than this between them make one line.
 const GATHER: Duration = Duration::from_millis(300);
+
+/// A line waits this long at most: forwards find out one after the other that a server hangs.
+const GATHER_MOST: Duration = Duration::from_secs(2);
 
 /// The same for connections that work again, whose next tries are spread over a longer time.
 const GATHER_BACK: Duration = Duration::from_secs(2);
@@ -55,6 +58,11 @@ impl Outages {
         self.0.lock().lost(lost, Instant::now());
     }
 
+    /// A forward relays for the first time, from `source`.
+    pub fn began(&self, source: &str, forward: &str) {
+        self.0.lock().began(source, forward, Instant::now());
+    }
+
     pub fn back(&self, server: &str, forward: &str, waiting: u64) {
         self.0.lock().back(server, forward, waiting, Instant::now());
     }
@@ -73,6 +81,8 @@ impl Outages {
 #[derive(Debug, Default)]
 pub struct Board {
     servers: BTreeMap<String, Server>,
+    /// Those that relay for the first time, by source, and when their line is due.
+    begun: BTreeMap<String, (BTreeSet<String>, Due)>,
     /// When the lines of the last minute were written.
     written: Vec<Instant>,
 }
@@ -91,13 +101,30 @@ struct Server {
     back_due: Option<Instant>,
 }
 
+/// When a line is written that waits for more of the same.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    at: Instant,
+    latest: Instant,
+}
+
+impl Due {
+    fn new(now: Instant) -> Due {
+        Due { at: now + GATHER, latest: now + GATHER_MOST }
+    }
+
+    fn more(&mut self, now: Instant) {
+        self.at = (now + GATHER).min(self.latest);
+    }
+}
+
 /// A kind of reason at one server.
 #[derive(Debug, Default)]
 struct Reason {
     last: Option<Lost>,
     heard: Option<Instant>,
     /// The line that waits, and the forwards in it.
-    due: Option<Instant>,
+    due: Option<Due>,
     forwards: BTreeSet<String>,
     written: Option<Instant>,
     /// Outages since the last line.
@@ -113,13 +140,23 @@ impl Board {
         reason.times += u64::from(fresh);
         let news = reason.heard.is_none_or(|heard| now.duration_since(heard) >= NEWS);
         let forgotten = reason.written.is_some_and(|written| now.duration_since(written) >= REMIND);
-        if news || (fresh && forgotten) {
-            reason.due.get_or_insert(now + GATHER);
+        if reason.due.is_none() && (news || (fresh && forgotten)) {
+            reason.due = Some(Due::new(now));
         }
-        if reason.due.is_some() {
-            reason.forwards.insert(lost.forward.clone());
+        if let Some(due) = &mut reason.due
+            && reason.forwards.insert(lost.forward.clone())
+        {
+            due.more(now);
         }
         (reason.heard, reason.last) = (Some(now), Some(lost.clone()));
+    }
+
+    /// A forward relays for the first time.
+    pub fn began(&mut self, source: &str, forward: &str, now: Instant) {
+        let (forwards, due) = self.begun.entry(source.to_owned()).or_insert_with(|| (BTreeSet::new(), Due::new(now)));
+        if forwards.insert(forward.to_owned()) {
+            due.more(now);
+        }
     }
 
     /// A forward is connected to `server` again, and has this many jobs for it.
@@ -148,11 +185,15 @@ impl Board {
         if room == 0 {
             return Vec::new();
         }
-        let lost = merged(self.take_lost(now), room.div_ceil(2), "servers lost");
+        let lost = merged(self.take_lost(now), room.div_ceil(2), "servers unavailable");
         let mut lines: Vec<_> = lost.into_iter().map(|text| (Level::Warn, text)).collect();
         if lines.len() < room {
             let back = merged(self.take_back(now), room - lines.len(), "servers back");
             lines.extend(back.into_iter().map(|text| (Level::Info, text)));
+        }
+        if lines.len() < room {
+            let begun = merged(self.take_begun(now), room - lines.len(), "sources connected");
+            lines.extend(begun.into_iter().map(|text| (Level::Info, text)));
         }
         self.written.extend(lines.iter().map(|_| now));
         self.servers.retain(|_, server| {
@@ -168,7 +209,7 @@ impl Board {
     fn take_lost(&mut self, now: Instant) -> Vec<String> {
         let mut lost = Vec::new();
         for (name, server) in &mut self.servers {
-            for reason in server.reasons.values_mut().filter(|reason| reason.due.is_some_and(|due| due <= now)) {
+            for reason in server.reasons.values_mut().filter(|reason| reason.due.is_some_and(|due| due.at <= now)) {
                 let Some(Lost { role, reason: why, next, .. }) = &reason.last else { continue };
                 let forwards = mem::take(&mut reason.forwards);
                 let who = match (forwards.len(), forwards.first()) {
@@ -179,11 +220,20 @@ impl Board {
                 let times = reason.times / forwards.len().max(1) as u64;
                 let often =
                     if reason.written.is_some() && times > 1 { format!(", {times} times") } else { String::new() };
-                lost.push(format!("{role} {name} lost ({who}{often}): {why}; {next}"));
+                lost.push(format!("{role} {name} unavailable ({who}{often}): {why}; {next}"));
                 (reason.due, reason.written, reason.times, server.told) = (None, Some(now), 0, true);
             }
         }
         lost
+    }
+
+    fn take_begun(&mut self, now: Instant) -> Vec<String> {
+        let due = self.begun.extract_if(.., |_, (_, due)| due.at <= now);
+        due.map(|(source, (forwards, _))| match forwards.first() {
+            Some(forward) if forwards.len() == 1 => format!("forwarding {forward}"),
+            _ => format!("forwarding from {source}: {} forwards", forwards.len()),
+        })
+        .collect()
     }
 
     fn take_back(&mut self, now: Instant) -> Vec<String> {
@@ -289,13 +339,24 @@ mod tests {
                 board.lost(&report("b:4730", "refused", &format!("refused after {millis} ms"), n), now);
             }
         });
-        assert_eq!(night.texts(), ["destination b:4730 lost (12 forwards): refused after 400 ms; trying again"]);
+        assert_eq!(night.texts(), ["destination b:4730 unavailable (12 forwards): refused after 400 ms; trying again"]);
         for n in 0..12 {
             night.board.back("b:4730", &format!("a/{n}"), 10, night.now());
         }
         night.pass(10, |_, _, _| {});
         assert_eq!(night.texts()[1..], ["b:4730 back after 40 s: 12 of 12 forwards connected, 120 jobs waiting"]);
         assert!(matches!(night.lines[1], (40_400, (Level::Info, _))), "{:?}", night.lines);
+    }
+
+    #[test]
+    fn forwards_that_begin_together_make_one_line() {
+        let mut night = Night::new();
+        for n in 0..100 {
+            night.board.began("a:4730", &format!("a:4730/{n} = b:4730/{n}"), night.now());
+        }
+        night.board.began("c:4730", "c:4730/q = b:4730/q", night.now());
+        night.pass(5, |_, _, _| {});
+        assert_eq!(night.texts(), ["forwarding from a:4730: 100 forwards", "forwarding c:4730/q = b:4730/q"]);
     }
 
     #[test]
@@ -308,8 +369,8 @@ mod tests {
         assert_eq!(
             night.texts(),
             [
-                "destination b:4730 lost (a/7): connection refused; trying again",
-                "destination b:4730 lost (a/7): no answer for 10 s; trying again"
+                "destination b:4730 unavailable (a/7): connection refused; trying again",
+                "destination b:4730 unavailable (a/7): no answer for 10 s; trying again"
             ]
         );
     }
@@ -376,7 +437,7 @@ mod tests {
         });
         assert!(night.most_in_a_minute() < 10, "{}", night.most_in_a_minute());
         assert!(night.lines.len() < 150, "{}", night.lines.len());
-        let last = night.texts().into_iter().rfind(|line| line.contains("lost")).unwrap_or_default();
+        let last = night.texts().into_iter().rfind(|line| line.contains("unavailable")).unwrap_or_default();
         assert!(last.contains(", 31 times)"), "{:?}", night.texts());
     }
 
@@ -408,7 +469,11 @@ mod tests {
         night.pass(5, |_, _, _| {});
         let texts = night.texts();
         assert_eq!(texts.len(), 4);
-        assert!(texts[3].starts_with("17 servers lost: destination b03:4730 lost (a/3): refused; "), "{}", texts[3]);
+        assert!(
+            texts[3].starts_with("17 servers unavailable: destination b03:4730 unavailable (a/3): refused; "),
+            "{}",
+            texts[3]
+        );
         assert!(texts[3].ends_with("; and 14 more"), "{}", texts[3]);
         for n in 0..20 {
             night.board.back(&format!("b{n:02}:4730"), &format!("a/{n}"), 0, night.now());

@@ -16,15 +16,16 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use crate::cli::Cli;
-use crate::config::{self, Config, ForwardConfig, LogTarget, Server};
-use crate::forward::{Common, Forward};
+use crate::config::{self, Address, Config, ForwardConfig, LogTarget, Server};
+use crate::forward::{Common, Forward, Legacy, Predecessor};
 use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
+use crate::outages::Lost;
 use crate::pidfile::{PidFile, PidFileError};
 use crate::sandbox;
 use crate::status::{self, StatusWorker};
-use finder::{Finder, Known};
+use finder::{Finder, Finding, Known};
 
 /// All of a stop takes ten seconds; what has not ended then is left behind.
 const STOP: Duration = Duration::from_millis(10_500);
@@ -104,6 +105,8 @@ struct Proxy<'c> {
     /// Stopping or stopped, and no longer wanted; which jobs it has delivered is known to the one that comes back for its
     /// source.
     leaving: Vec<Forward>,
+    /// The same of those that have ended.
+    legacies: HashMap<Address, Legacy>,
     finder: Option<Finder>,
     known: Known,
     /// The forwards that were found, by server.
@@ -149,6 +152,7 @@ fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), Pr
         metrics: Arc::default(),
         forwards: Vec::new(),
         leaving: Vec::new(),
+        legacies: HashMap::new(),
         finder: None,
         known: Known::default(),
         found: HashMap::new(),
@@ -242,9 +246,13 @@ impl Proxy<'_> {
     fn start_finder(&mut self) {
         self.finder = None;
         if !self.config.patterns.is_empty() {
-            match Finder::start(Arc::clone(&self.config)) {
+            match Finder::start(&self.config) {
                 Ok(finder) => self.finder = Some(finder),
-                Err(error) => error!("no thread that finds the queues of patterns: {error}"),
+                Err(error) => {
+                    let again = START_AGAIN.as_secs();
+                    error!("no thread that finds the queues of patterns: {error}; trying again in {again} s");
+                    self.start_again = Some(Instant::now() + START_AGAIN);
+                }
             }
         }
     }
@@ -282,13 +290,21 @@ impl Proxy<'_> {
                 continue;
             }
             let predecessor = self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
-            let predecessor = predecessor.map(|position| self.leaving.swap_remove(position));
+            let predecessor = match (predecessor, self.legacies.remove(&config.source)) {
+                (Some(position), _) => Predecessor::Stopping(self.leaving.swap_remove(position)),
+                (None, Some(legacy)) => Predecessor::Ended(legacy),
+                (None, None) => Predecessor::None,
+            };
             let metrics = prepared.iter().find(|metrics| metrics.config == *config).cloned();
             let metrics = metrics.unwrap_or_else(|| Arc::new(ForwardMetrics::new(config)));
             match Forward::start(&self.common, metrics, predecessor) {
                 Ok(forward) => self.forwards.push(forward),
                 Err((error, predecessor)) => {
-                    self.leaving.extend(predecessor);
+                    match predecessor {
+                        Predecessor::Stopping(forward) => self.leaving.push(forward),
+                        Predecessor::Ended(legacy) => drop(self.legacies.insert(config.source.clone(), legacy)),
+                        Predecessor::None => {}
+                    }
                     if self.start_again.is_none() {
                         error!(
                             "no thread for forward {}: {error}; trying again in {} s",
@@ -331,17 +347,48 @@ impl Proxy<'_> {
         if now.duration_since(self.notified) >= NOTIFY_EVERY {
             self.notifier.status(&self.summary());
             self.notified = now;
-            self.common.rest();
+            self.common.look();
+            let (ended, leaving): (Vec<_>, Vec<_>) = self.leaving.drain(..).partition(Forward::is_finished);
+            self.leaving = leaving;
+            for forward in ended {
+                let source = forward.metrics().config.source.clone();
+                let legacy = forward.join();
+                if !legacy.is_empty() {
+                    self.legacies.insert(source, legacy);
+                }
+            }
         }
         let findings: Vec<_> = self.finder.iter().flat_map(Finder::findings).collect();
         let mut news = self.start_again.is_some_and(|at| at <= now);
-        for finding in findings {
-            let wanted = self.known.update(&finding, now);
-            self.metrics.set_pattern_error(&finding.server, finding.found.errors.first().map(ToString::to_string));
-            news |= self.found.insert(finding.server, wanted.clone()).unwrap_or_default() != wanted;
+        for Finding { server, queues } in findings {
+            let asker = format!("patterns of {server}");
+            match queues {
+                Ok(queues) => {
+                    self.common.outages.back(&server.to_string(), &asker, 0);
+                    self.metrics.set_pattern_trouble(&server, None);
+                    let too_many = queues.found.errors.first().map(ToString::to_string);
+                    self.metrics.set_pattern_error(&server, too_many);
+                    let wanted = self.known.update(&server, &queues, now);
+                    news |= self.found.insert(server, wanted.clone()).unwrap_or_default() != wanted;
+                }
+                Err(error) => {
+                    self.metrics.set_pattern_trouble(&server, Some(&error.to_string()));
+                    self.common.outages.lost(&Lost {
+                        server: server.to_string(),
+                        role: "source",
+                        kind: error.kind(),
+                        reason: format!("{error} ({})", error.advice()),
+                        forward: asker,
+                        next: format!("asking for its queues again in {} s", finder::AGAIN.as_secs()),
+                    });
+                }
+            }
         }
         if news {
             self.arrange_forwards(self.common.max_job_size);
+            if self.finder.is_none() {
+                self.start_finder();
+            }
         }
     }
 
@@ -383,8 +430,10 @@ impl Proxy<'_> {
                 Err(error) => error!("{error}"),
             }
         }
-        // Those that still match continue until the servers are asked again.
+        // Those that still match go on until the servers are asked again.
+        self.metrics.clear_patterns();
         for (server, forwards) in &mut self.found {
+            self.common.outages.gone(&format!("patterns of {server}"));
             let queues: Vec<String> = forwards.iter().map(|forward| forward.source.queue.clone()).collect();
             *forwards = self.config.found_forwards(server, queues.iter().map(String::as_str)).forwards;
         }

@@ -14,9 +14,11 @@ mod ledger;
 mod line;
 mod outage;
 mod outbox;
+mod outcome;
 mod quarantine;
 mod rejects;
 mod session;
+mod submission;
 mod window;
 
 use std::collections::VecDeque;
@@ -26,7 +28,7 @@ pub use event::{Actions, Batch, Cause, Event, LineId, Loss, Now, Pump, Reason, S
 pub use flight::{Reply, read_replies};
 pub use intake::{Intake, SourcePacket};
 pub use job::{Block, Home, Job, Origin, UniqueId, telling};
-pub use outbox::Chunk;
+pub use outbox::{Chunk, Payload};
 
 use jobs::{Held, Jobs};
 use ledger::Ledger;
@@ -61,10 +63,13 @@ pub struct Relay {
     /// Jobs that the destinations took, over all sessions and reloads.
     taken: u64,
     batches: u64,
-    /// The last number in a unique id that is never used again.
+    /// In unique ids that are never used again, the random number and the last one counted with it.
+    random: u128,
     numbers: u64,
     randoms: u64,
     stopping: Option<Now>,
+    /// Jobs whose stages were given up at the stop.
+    abandoned: usize,
     /// Jobs that went back at the stop.
     left: usize,
     expired: u64,
@@ -88,12 +93,23 @@ pub struct Legacy {
     ledger: Ledger,
     taken: u64,
     probing: bool,
+    /// The random number in unique ids that are never used again, and the last one counted with it: the ledger knows ids by
+    /// their number alone.
+    numbers: Option<(u128, u64)>,
+}
+
+impl Legacy {
+    /// Whether a successor would know no more with it.
+    pub fn is_empty(&self) -> bool {
+        self.ledger.is_empty() && !self.probing
+    }
 }
 
 impl Relay {
     /// A forward that is not connected yet. `legacy` is what its predecessor knew, or nothing.
     pub fn new(settings: Settings, legacy: Legacy) -> Relay {
-        let Legacy { ledger, taken, probing } = legacy;
+        let Legacy { ledger, taken, probing, numbers } = legacy;
+        let (random, numbers) = numbers.unwrap_or((settings.random, 0));
         Relay {
             session: Session::new(settings.prefetch_is_explicit, settings.byte_limit),
             lines: (0..settings.workers).map(|_| Line::new()).collect(),
@@ -105,9 +121,11 @@ impl Relay {
             ledger,
             taken,
             batches: 0,
-            numbers: 0,
+            random,
+            numbers,
             randoms: 0,
             stopping: None,
+            abandoned: 0,
             left: 0,
             expired: 0,
             reader_parked: false,
@@ -124,7 +142,8 @@ impl Relay {
 
     /// What the next relay for the same source is to know. For one that has ended.
     pub fn into_legacy(self) -> Legacy {
-        Legacy { ledger: self.ledger, taken: self.taken, probing: self.outage.probing }
+        let numbers = Some((self.random, self.numbers));
+        Legacy { ledger: self.ledger, taken: self.taken, probing: self.outage.probing, numbers }
     }
 
     /// Whether everything is over.
@@ -144,8 +163,7 @@ impl Relay {
 
     /// When the oldest of them came.
     pub fn oldest(&self) -> Option<Now> {
-        let held = self.jobs.all().into_iter().filter_map(|slot| self.jobs.get(slot));
-        held.filter(|held| !held.gone).map(|held| held.arrived).min()
+        self.jobs.iter().filter(|held| !held.gone).map(|held| held.arrived).min()
     }
 
     /// Whether the source has nothing for us, as far as it told.
@@ -170,6 +188,10 @@ impl Relay {
             Event::SourcePackets { generation, packets } => self.source_packets(now, generation, packets),
             Event::SourceWritten { generation, buffer, failed } => self.source_written(generation, buffer, failed),
             Event::SourceLost { generation, loss } => self.source_lost(now, generation, &loss),
+            Event::SourceProgress { generation } => self.session.write_moved(now, generation),
+            Event::HeldUp(Pump::Reader) => self.reader_is_held_up = true,
+            Event::HeldUp(Pump::Confirmer(submitter)) => self.stop_reading(submitter),
+            Event::HeldUp(_) => {}
             Event::Connected(line) => self.connected(now, line),
             Event::ConnectFailed(line, loss) => self.connect_failed(now, line, &loss),
             Event::Staged { line, number, outcomes, chunk } => self.staged(now, line, number, outcomes, chunk),
@@ -202,6 +224,11 @@ impl Relay {
         if let Phase::Settling { until } = &mut self.session.phase {
             *until = (*until).min(now + self.settings.timing.stop);
         }
+        if self.session.phase == Phase::Connecting {
+            // Whatever hangs: nothing is held.
+            self.actions.close_source = Some(self.session.generation);
+            self.session.phase = Phase::Apart;
+        }
         self.source_at(now);
         self.settle(now);
     }
@@ -227,7 +254,9 @@ impl Relay {
     }
 
     fn next_of_reader(&mut self, now: Now) -> Step {
-        self.reader_is_held_up = false;
+        if std::mem::take(&mut self.reader_is_held_up) {
+            self.heard(now);
+        }
         if let Some(generation) = self.connect_source(now) {
             return Step::ConnectSource { generation };
         }
@@ -299,7 +328,7 @@ impl Relay {
         if let Some(step) = self.write_source(now) {
             return step;
         }
-        if self.session.out.len() <= MAX_OUTPUT
+        if self.session.output() <= MAX_OUTPUT
             && let Some((generation, expected)) = self.reading(submitter, now)
         {
             return Step::Read { generation, expected };
@@ -339,7 +368,7 @@ impl Relay {
         if ended || self.rejects.is_ready(now) {
             self.wake(Pump::Rejecter);
         }
-        let readable = self.session.out.len() <= MAX_OUTPUT;
+        let readable = self.session.output() <= MAX_OUTPUT;
         // One that was woken for work will take it.
         let mut work = self.waiting.len() + self.suspects.len();
         work = work.saturating_sub(self.lines.iter().filter(|line| line.woken).count());
@@ -392,7 +421,7 @@ impl Relay {
         self.source_due(&mut due);
         self.lines_due(&mut due);
         due = due.min(self.release_at().unwrap_or(Now::MAX)).min(self.timeouts_due());
-        if self.reader_is_held_up {
+        if self.reader_is_held_up && self.reader_parked {
             due = due.min(now + ROOM_LOOK);
         }
         // What only waits for a moment; one that has passed waits for something else.

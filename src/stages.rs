@@ -125,9 +125,8 @@ impl std::error::Error for Undeliverable {}
 
 /// What is told of each step while it runs.
 trait Watch {
-    fn begin(&mut self, _stage: &'static str, _substitution: Option<&Substitution>) {}
-    /// A guard keeps the substitution from being applied.
-    fn kept_off(&mut self) {}
+    /// `kept_off`: a guard keeps the substitution from being applied.
+    fn begin(&mut self, _stage: &'static str, _substitution: Option<&Substitution>, _kept_off: bool) {}
     fn matched(&mut self, _text: &[u8]) {}
     fn end(&mut self, _outcome: &[u8]) {}
 }
@@ -191,7 +190,6 @@ impl Stages {
             id => ((!id.is_empty()).then_some(id), None),
         };
         work.substitute("data_callback", &self.data_callbacks, text)?;
-        work.bounds.check_stop()?;
 
         if !encodes {
             let data = if self.decrypt.is_some() { text.as_slice() } else { data };
@@ -202,12 +200,12 @@ impl Stages {
             work.bounds.append(text, data)?;
         }
         if let Some(cipher) = &self.encrypt {
-            work.watch.begin("encrypt", None);
+            work.watch.begin("encrypt", None, false);
             cipher.encrypt(text)?;
             work.watch.end(text);
         }
         work.bounds.check_size(text.len())?;
-        work.watch.begin("base64-encode", None);
+        work.watch.begin("base64-encode", None, false);
         base64::encode(text, work.other)?;
         work.watch.end(work.other);
         Ok(Staged { data: work.other, unique, warning, time })
@@ -215,11 +213,11 @@ impl Stages {
 
     /// Makes the readable text of a job's data.
     fn read(&self, data: &[u8], text: &mut Vec<u8>, work: &mut Work<'_, '_, impl Watch>) -> Result<(), Undeliverable> {
-        work.watch.begin("base64-decode", None);
+        work.watch.begin("base64-decode", None, false);
         base64::decode(data, text, work.other)?;
         work.watch.end(text);
         if let Some(cipher) = &self.decrypt {
-            work.watch.begin("decrypt", None);
+            work.watch.begin("decrypt", None, false);
             cipher.decrypt(text)?;
             if !is_plausible(text) {
                 return Err(Undeliverable::WrongPassword);
@@ -248,12 +246,10 @@ impl<W: Watch> Work<'_, '_, W> {
     ) -> Result<bool, Failure> {
         let mut is_changed = false;
         for substitution in substitutions {
-            self.bounds.check_stop()?;
-            self.watch.begin(stage, Some(substitution));
+            let applies = substitution.applies_to(text);
+            self.watch.begin(stage, Some(substitution), !applies);
             let matched = |matched: &[u8]| self.watch.matched(matched);
-            if !substitution.applies_to(text) {
-                self.watch.kept_off();
-            } else if substitution.apply(text, self.other, self.groups, &mut self.bounds, matched)? > 0 {
+            if applies && substitution.apply(text, self.other, self.groups, &mut self.bounds, matched)? > 0 {
                 mem::swap(text, self.other);
                 is_changed = true;
             }

@@ -123,13 +123,9 @@ fn tell(number: usize, step: &Step, out: &mut impl Write) -> io::Result<()> {
             write!(out, "    outcome: ")?;
         }
     }
-    match outcome {
-        Some(data) => {
-            writeln!(out, "{}", bytes(data.len()))?;
-            show(data, out)
-        }
-        None => writeln!(out, "none"),
-    }
+    let Some(data) = outcome else { return writeln!(out, "none") };
+    writeln!(out, "{}", bytes(data.len()))?;
+    show(data, out)
 }
 
 /// The data with its line ends both as `\n` and as line ends.

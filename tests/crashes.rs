@@ -50,10 +50,12 @@ fn kill_9_between_delivery_and_acknowledgement_merges_the_job_with_its_first_cop
 #[test]
 fn kill_9_while_the_destination_is_down_loses_nothing() {
     let mut site = Site::start("");
-    site.destination.kill();
+    // Jobs are asked for only while the destination is well, so it hangs before it is dead.
+    site.destination.freeze();
     let jobs = numbered(1000);
     site.source.submit_all("work", &jobs);
     wait_for("jobs are held", || site.source.status("work").running > 0);
+    site.destination.kill();
     site.proxy.kill();
     site.proxy.start_again();
     site.destination.launch();

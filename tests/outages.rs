@@ -26,14 +26,22 @@ fn limit(server: &Gearmand, count: usize) -> Worker {
     worker
 }
 
+/// A site whose proxy holds these jobs while their destination, which has heard of none, is dead. Jobs are asked for only
+/// while it is well, so it hangs first.
+fn holding(jobs: &[Vec<u8>]) -> Site {
+    let mut site = Site::start("");
+    site.destination.freeze();
+    site.source.submit_all("work", jobs);
+    wait_until_equal("jobs held", jobs.len(), || site.source.status("work").running);
+    site.destination.kill();
+    site
+}
+
 #[test]
 fn jobs_are_held_in_order_while_the_destination_is_gone_for_a_moment() {
-    let mut site = Site::start("");
-    let before = site.source.connections();
-    site.destination.kill();
     let jobs = numbered(500);
-    site.source.submit_all("work", &jobs);
-    wait_until_equal("jobs held", 500, || site.source.status("work").running);
+    let mut site = holding(&jobs);
+    let before = site.source.connections();
     site.destination.launch();
     site.destination.wait_for_jobs("work", 500);
     site.source.wait_for_jobs("work", 0);
@@ -42,12 +50,24 @@ fn jobs_are_held_in_order_while_the_destination_is_gone_for_a_moment() {
 }
 
 #[test]
-fn jobs_are_given_back_when_the_destination_stays_away() {
-    let mut site = Site::start("");
-    site.destination.kill();
+fn jobs_that_come_while_the_destination_is_gone_wait_at_the_source() {
     let jobs = numbered(500);
-    site.source.submit_all("work", &jobs);
-    wait_until_equal("jobs held", 500, || site.source.status("work").running);
+    let (held, more) = jobs.split_at(300);
+    let mut site = holding(held);
+    site.proxy.wait_for_log(&format!("destination {} lost", site.destination.server()));
+    site.source.submit_all("work", more);
+    stays(Duration::from_secs(2), "those that came later wait", || {
+        site.source.status("work") == Queue { total: 500, running: 300, workers: 1 }
+    });
+    site.destination.launch();
+    site.source.wait_for_jobs("work", 0);
+    assert!(site.destination.drain_data("work") == jobs, "another order");
+}
+
+#[test]
+fn jobs_are_given_back_when_the_destination_stays_away() {
+    let jobs = numbered(500);
+    let mut site = holding(&jobs);
     given_back(&site.source, 500);
     // Every try to connect fails from now on, and none takes a job.
     stays(Duration::from_secs(5), "the jobs wait without a worker", || {
@@ -121,22 +141,32 @@ fn jobs_are_given_back_when_the_destination_stays_full() {
     assert_same_set(&jobs, &received);
 }
 
+/// For longer than other jobs are held: it is no trouble of the destination, and each return would count against the
+/// source's `--job-retries`.
 #[test]
-fn undeliverable_jobs_are_held_and_given_back_while_their_reject_queue_is_away() {
+fn undeliverable_jobs_are_held_while_their_reject_queue_is_away_and_others_go_on() {
     let (source, destination, mut rejects) = (Gearmand::start(), Gearmand::start(), Gearmand::down());
     let _proxy = Proxy::start(&format!(
-        "{} = {}\ndecrypt = x\nreject_queue = {}",
+        "{} = {}\ndecrypt = should_be_changed\nreject_queue = {}",
         source.queue("work"),
         destination.queue("work"),
         rejects.queue("rejected")
     ));
     source.wait_for_workers("work", 1);
+    let before = source.connections();
     let bad = [b"%1".to_vec(), b"%2".to_vec(), b"%3".to_vec()];
     source.submit_all("work", &bad);
-    wait_within(OUTAGE, "they wait at the source again", || {
-        let status = source.status("work");
-        status.total == 3 && status.running == 0 && status.workers == 0
+    wait_until_equal("jobs held", 3, || source.status("work").running);
+    let (mut client, mut good) = (source.client(), 0);
+    stays(Duration::from_secs(40), "they are held", || {
+        client.submit_background("work", b"", b"RSBMQXtrevklYKzy2SX+yA==");
+        good += 1;
+        destination.wait_for_jobs("work", good);
+        wait_until_equal("the good ones are acknowledged", 3, || source.status("work").total);
+        source.status("work").running == 3
     });
+    let now = source.connections();
+    assert!(before.iter().all(|port| now.contains(port)), "the source was left");
     rejects.launch();
     rejects.wait_for_jobs("rejected", 3);
     source.wait_for_jobs("work", 0);

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::io::Write;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use regex::bytes::{Regex, RegexBuilder};
@@ -493,6 +495,35 @@ fn a_replay_moves_what_waits_once_and_ends() {
     assert_eq!(source.status("rejected").total, 50);
 }
 
+/// `--replay` asks for the queue's length first.
+#[test]
+fn a_server_that_answers_status_with_16_mib_costs_no_memory() {
+    let destination = Gearmand::start();
+    let hostile = TcpListener::bind((support::loopback(), 0)).unwrap();
+    let from = format!("{}/rejected", hostile.local_addr().unwrap());
+    let mut replay = std::process::Command::new(program())
+        .args(["--replay", &format!("{from}={}", destination.queue("work"))])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut stream, _) = hostile.accept().unwrap();
+    let lines: String = (0..1000).map(|number| format!("{number:x}\t1\t0\t0\n")).collect();
+    for _ in 0..(15 << 20) / lines.len() {
+        stream.write_all(lines.as_bytes()).unwrap();
+    }
+    stream.write_all(b"rejected\t1\t0\t0\n.\n").unwrap();
+    // It has read all of it when it comes for the job.
+    let _worker = hostile.accept().unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", replay.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 16 << 10, "{peak} KiB");
+    replay.kill().unwrap();
+    replay.wait().unwrap();
+}
+
 #[test]
 fn the_metrics_file_is_what_promtool_accepts() {
     let (source, destination, dead) = (Gearmand::start(), Gearmand::start(), Gearmand::down());
@@ -528,7 +559,7 @@ fn the_metrics_file_is_what_promtool_accepts() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("promtool is installed (Debian's prometheus)");
-    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = promtool.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && said.is_empty(), "{said}\n{text}");

@@ -116,6 +116,7 @@ fn a_table_of_substitutions() {
         (r"s/(\w+)/\u\L$1\E-\U$1/g", "hELLO wORLD"),
         (r"s/(\w)(\w*)/\U\l$1\E$2\u$2!/g", "hELLO w"),
         (r"s/(a)(b)/\L$1\UX$2\E$2\l\u$1\E\uz/i", "xABx"),
+        (r"s/(a)/${1}[0] $1-[0]/", "a"),
         (r"s/a/me\@home for \$5/", "a"),
         (r"s/queue=.*/queue=x/ if /^type=service$/m", TEXT),
         (r"s/queue=.*/queue=x/ if /^type=host$/m", TEXT),

@@ -19,7 +19,9 @@
 //! what is left of the limits when neither server is slowed down by its queue.
 
 mod distance;
+mod floor;
 mod load;
+mod open_loop;
 mod process;
 mod rows;
 mod table;
@@ -44,15 +46,24 @@ fn main() -> ExitCode {
 
 /// Whether every row could be measured; whether it reached what it should doesn't matter.
 fn run(arguments: Vec<String>) -> Outcome<bool> {
+    if let [mode, source, destination, queue] = arguments.as_slice()
+        && mode == floor::ARGUMENT
+    {
+        floor::run(source.parse()?, destination.parse()?, queue)?;
+        return Ok(true);
+    }
     let mut proxy = PathBuf::from(env!("CARGO_BIN_EXE_gearman-proxy"));
+    let mut former = None;
     let (mut quick, mut names, mut measure) = (false, Vec::new(), false);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => quick = true,
+            "--against" => former = Some(PathBuf::from(arguments.next().ok_or("--against needs a path")?)),
             "--proxy" => proxy = arguments.next().ok_or("--proxy needs a path")?.into(),
             // Given by `cargo bench`, not by `cargo test --all-targets`, which must not take minutes.
             "--bench" => measure = true,
+            name if former.is_some() => names.push(name.to_owned()),
             name if ROWS.iter().any(|(row, _)| row.starts_with(name)) => names.push(argument),
             other => {
                 let rows: Vec<&str> = ROWS.iter().map(|(row, _)| *row).collect();
@@ -67,6 +78,10 @@ fn run(arguments: Vec<String>) -> Outcome<bool> {
 
     let folder = Folder::new()?;
     let mut bench = Bench::new(proxy, folder.path(), quick);
+    if let Some(former) = former {
+        table::print(&rows::compare::all(&mut bench, former, &names)?);
+        return Ok(true);
+    }
     let mut complete = true;
     let mut lines = Vec::new();
     for (name, row) in ROWS {

@@ -140,6 +140,18 @@ impl Gearmand {
     pub fn admin(&self) -> Outcome<Admin> {
         Admin::connect(self.port)
     }
+
+    /// Waits until so many queues have a worker.
+    pub fn wait_served(&self, queues: usize) -> Outcome<()> {
+        let (begin, mut admin) = (Instant::now(), self.admin()?);
+        while admin.status()?.served < queues {
+            if begin.elapsed() > Duration::from_secs(10) {
+                return Err(format!("no {queues} queues are served after 10 s").into());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Gearmand {
@@ -254,6 +266,30 @@ impl Proxy {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(3)..].join(" / ")
+    }
+}
+
+/// A floor in a process of its own; see [`crate::floor`].
+pub struct Floor(Child);
+
+impl Floor {
+    pub fn start(source: u16, destination: u16, queue: &str) -> Outcome<Floor> {
+        let child = Command::new(std::env::current_exe()?)
+            .args([crate::floor::ARGUMENT, &source.to_string(), &destination.to_string(), queue])
+            .stdin(Stdio::null())
+            .spawn()?;
+        Ok(Floor(child))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -1,5 +1,8 @@
 //! What is measured: a function for each row of the table, or a few rows that belong together.
 
+pub mod compare;
+mod sites;
+
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +26,7 @@ pub const ROWS: &[(&str, Row)] = &[
     ("distance", distances),
     ("synchronous", synchronous),
     ("latency", latency),
+    ("sites", sites::row),
     ("trickle", trickle),
     ("idle", idle),
     ("forwards-idle", forwards_idle),
@@ -503,6 +507,17 @@ fn synchronous(bench: &mut Bench) -> Outcome<Vec<Line>> {
         });
     }
     Ok(lines)
+}
+
+/// The median time of a request through a synchronous forward, milliseconds.
+fn ask_through(bench: &Bench, count: u64) -> Outcome<f64> {
+    let queue = &queues(1)[0];
+    let (source, destination) = (bench.gearmand(Tables::Large)?, bench.gearmand(Tables::Large)?);
+    let _worker = Worker::start(destination.port, queue, |data| Ok(data.to_vec()))?;
+    let options = "    async = 0\n    worker = 1\n";
+    let mut proxy = bench.start_proxy(&forwards(source.port, destination.port, &queues(1), options))?;
+    proxy.wait_ready(&source, 1)?;
+    ask(source.port, queue, count)
 }
 
 /// Requests before those that are timed.

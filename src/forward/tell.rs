@@ -115,7 +115,9 @@ impl Teller {
                 self.metrics.set_connected(true);
                 self.back(&source.server);
                 match after {
-                    None if !self.began.swap(true, Ordering::Relaxed) => info!("forwarding {}", self.name),
+                    None if !self.began.swap(true, Ordering::Relaxed) => {
+                        self.outages.began(&source.server.to_string(), &self.name);
+                    }
                     _ => debug!("forwarding {} again", self.name),
                 }
             }
@@ -141,7 +143,13 @@ impl Teller {
                 };
                 self.lost(destination(index), "destination", &cause, next);
             }
-            Tell::DestinationBack { destination: index, .. } => self.back(destination(index)),
+            Tell::DestinationBack { destination: index, .. } => {
+                self.back(destination(index));
+                // The others are not used now.
+                for other in destinations {
+                    self.metrics.recovered(&other.server);
+                }
+            }
             Tell::Switched { destination: index } => {
                 self.metrics.set_destination(index);
                 if let Some(address) = destinations.get(index) {
@@ -197,9 +205,13 @@ impl Teller {
             ),
             Tell::Restarted => warn!("{source} was restarted under the same process id; its jobs get new unique ids"),
             Tell::Stopped { left } if left > 0 => {
+                self.outages.gone(&self.name);
                 warn!("forward {} stopped; {left} unacknowledged jobs return to the source", self.name);
             }
-            Tell::Stopped { .. } => debug!("forward {} stopped", self.name),
+            Tell::Stopped { .. } => {
+                self.outages.gone(&self.name);
+                debug!("forward {} stopped", self.name);
+            }
         }
     }
 

@@ -16,6 +16,12 @@ pub const MAX_UNIQUE_SIZE: usize = 63;
 /// large.
 pub const MAX_SMALL_PACKET: usize = 4 << 10;
 
+/// What to do about a full queue; `gearadmin` has no such command.
+pub const MAXQUEUE: &str = "do its workers keep up? its limit is set with: echo \"maxqueue QUEUE N\" | nc HOST PORT";
+
+/// The error code of a server whose queue takes no more jobs.
+pub const QUEUE_FULL: &str = "QUEUE_ERROR";
+
 const REQUEST: [u8; 4] = *b"\0REQ";
 const RESPONSE: [u8; 4] = *b"\0RES";
 
@@ -218,6 +224,19 @@ impl Incoming {
         }
     }
 
+    /// What the packet under way takes, bytes; 0 where that is not known yet.
+    pub fn needs(&self) -> usize {
+        match parse(self.unread(), |_| usize::MAX) {
+            Ok(Parsed::Incomplete { needed }) => needed,
+            _ => 0,
+        }
+    }
+
+    /// Bytes that are taken by what was read.
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Bytes that were read and not taken.
     pub fn unread(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
@@ -237,7 +256,7 @@ impl Incoming {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
-            // A large packet's room is not kept forever.
+            // A large packet's room is not kept.
             if self.buffer.len() > LARGEST_READ {
                 self.buffer = Vec::new();
             }
@@ -248,7 +267,14 @@ impl Incoming {
             self.start = 0;
         }
         if self.end == self.buffer.len() || (self.was_full && self.buffer.len() < LARGEST_READ) {
-            self.buffer.resize((self.buffer.len() * 2).max(SMALLEST_READ), 0);
+            let doubled = (self.buffer.len() * 2).max(SMALLEST_READ);
+            let size = match self.needs() {
+                needs if needs > self.end => doubled.min(self.start + needs.max(LARGEST_READ)),
+                _ => doubled,
+            };
+            let more = size.saturating_sub(self.buffer.len());
+            self.buffer.try_reserve_exact(more).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            self.buffer.resize(size.max(self.buffer.len()), 0);
         }
         let count = from.read(&mut self.buffer[self.end..])?;
         if count == 0 {

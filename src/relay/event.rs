@@ -6,6 +6,7 @@ use super::flight::Reply;
 use super::intake::SourcePacket;
 use super::job::{Job, UniqueId};
 use super::outbox::Chunk;
+use crate::gearman::packet::MAXQUEUE;
 use crate::stages::Undeliverable;
 
 /// The time since some fixed moment. It never goes back.
@@ -110,7 +111,7 @@ pub enum Pump {
     Rejecter,
 }
 
-/// Why a server can't be worked with: in our own words, for log and status.
+/// Why a server is unavailable, in our own words, for log and status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
     /// The same for the same reason, whatever numbers stand in the text.
@@ -161,6 +162,12 @@ pub enum Event {
         generation: u32,
         loss: Loss,
     },
+    /// A long write to the source has moved on.
+    SourceProgress {
+        generation: u32,
+    },
+    /// This pump has to wait for memory before it reads on: until it reports again, its peer is not to blame.
+    HeldUp(Pump),
     /// The destination is connected and has answered.
     Connected(LineId),
     ConnectFailed(LineId, Loss),
@@ -211,8 +218,10 @@ pub enum Staged {
     Undeliverable(Undeliverable),
     /// Older than `max_age`.
     Expired,
-    /// The forward stops: it was not staged to the end.
+    /// Not staged yet: it waits again.
     Interrupted,
+    /// Its stages take long, and the forward stops: it goes back.
+    Abandoned,
 }
 
 /// What a pump is to do next.
@@ -254,7 +263,7 @@ pub struct Batch {
     pub jobs: Vec<(Job, UniqueId)>,
 }
 
-/// What is to be done at once by whoever fed an event; none of it can block.
+/// What the thread that fed an event does at once; none of it can block.
 #[derive(Debug, Default)]
 pub struct Actions {
     /// Source connections whose socket is to be shut down, which wakes who reads or writes it.
@@ -297,7 +306,7 @@ pub enum Tell {
         destination: usize,
         after: Duration,
     },
-    /// The forward goes on with another destination.
+    /// The forward continues with another destination.
     Switched {
         destination: usize,
     },
@@ -362,6 +371,13 @@ pub enum Reason {
     Timeout,
     /// The connection broke on the last of three tries.
     Lost(Cause),
+}
+
+impl Cause {
+    /// The destination's queue takes no more jobs.
+    pub fn full() -> Cause {
+        Cause { kind: "queue full", text: String::from("queue full"), advice: Some(MAXQUEUE) }
+    }
 }
 
 impl Loss {

@@ -124,8 +124,9 @@ impl Relay {
     /// When the next job's time is up.
     pub(super) fn timeouts_due(&self) -> Now {
         let Some(timeout) = self.settings.timeout else { return Now::MAX };
-        let jobs = self.jobs.all().into_iter().filter_map(|slot| self.jobs.get(slot));
-        jobs.filter(|held| !held.gone && held.reason.is_none())
+        self.jobs
+            .iter()
+            .filter(|held| !held.gone && held.reason.is_none())
             .map(|held| held.arrived + timeout)
             .min()
             .unwrap_or(Now::MAX)

@@ -63,19 +63,49 @@ impl Intake {
         }
     }
 
-    /// Where the next bytes go.
-    pub fn room(&mut self) -> &mut [u8] {
-        if self.was_full {
-            self.read_size = (self.read_size * 2).min(LARGEST_READ);
+    /// What counts the blocks from now on.
+    pub fn set_home(&mut self, home: Arc<dyn Home>) {
+        self.home = Some(home);
+    }
+
+    /// What the packet under way takes, bytes; 0 where that is not known yet, or it is not to be kept.
+    pub fn needs(&self) -> usize {
+        let unread = self.buffer.get(..self.end).unwrap_or_default();
+        match parse(unread, |kind| self.limit(kind)) {
+            Ok(Parsed::Incomplete { needed }) if self.discard.is_none() => needed,
+            _ => 0,
         }
-        let wanted = if self.end == self.buffer.len() { self.end + self.read_size } else { self.read_size };
+    }
+
+    fn limit(&self, kind: u32) -> usize {
+        match kind {
+            kind::JOB_ASSIGN_UNIQ => self.max_job_size.saturating_add(MAX_SMALL_PACKET),
+            _ => MAX_SMALL_PACKET,
+        }
+    }
+
+    /// Where the next bytes go: `largest` at most, but for what is left of a packet. Nowhere if the system has no memory.
+    pub fn room(&mut self, largest: usize) -> &mut [u8] {
+        if self.was_full {
+            self.read_size *= 2;
+        }
+        self.read_size = self.read_size.min(LARGEST_READ.min(largest));
+        // A large packet's memory is taken at once, and touched as its bytes come.
+        let mut wanted = self.read_size;
+        if self.end == self.buffer.len() {
+            let needs = self.needs();
+            wanted = if needs > self.end { needs.min(self.end + self.read_size) } else { self.end + self.read_size };
+            if self.buffer.try_reserve_exact(needs.max(wanted) - self.end).is_err() {
+                return &mut [];
+            }
+        }
         if self.buffer.len() < wanted {
             self.buffer.resize(wanted, 0);
         }
         self.buffer.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// So many bytes were read into [`Self::room`].
+    /// `count` bytes were read into [`Self::room`].
     pub fn advance(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
         self.was_full = self.end == self.buffer.len();
@@ -101,7 +131,7 @@ impl Intake {
         }
     }
 
-    /// The whole packets that were read. `memory` gives the buffer that goes on where this one stays with its jobs.
+    /// The whole packets that were read. `memory` gives the next buffer where this one stays with its jobs.
     ///
     /// # Errors
     /// The bytes are no response that a worker may get.
@@ -111,13 +141,7 @@ impl Intake {
         let mut at = self.drop_discarded(&mut packets);
         loop {
             let unread = self.buffer.get(at..self.end).unwrap_or_default();
-            match parse(unread, |kind| {
-                if kind == kind::JOB_ASSIGN_UNIQ {
-                    self.max_job_size.saturating_add(MAX_SMALL_PACKET)
-                } else {
-                    MAX_SMALL_PACKET
-                }
-            })? {
+            match parse(unread, |kind| self.limit(kind))? {
                 Parsed::Incomplete { .. } => break,
                 Parsed::TooLong { kind: kind::JOB_ASSIGN_UNIQ, length } => {
                     // The parts beside the data must be there first.
@@ -178,8 +202,8 @@ impl Intake {
         dropped
     }
 
-    /// Puts the jobs into a block. A buffer that is mostly full of them becomes the block, and reading goes on in another
-    /// one; of one that is not, they are copied: held jobs must not hold much more memory than they need.
+    /// Puts the jobs into a block. A buffer that is mostly full of them becomes the block, and another one takes its
+    /// place; of one that is not, they are copied: held jobs must not hold much more memory than they need.
     fn hand_over(
         &mut self,
         at: usize,
@@ -203,11 +227,14 @@ impl Intake {
             (bytes, start)
         } else {
             let mut next = memory();
-            next.clear();
-            next.extend_from_slice(self.buffer.get(rest.clone()).unwrap_or_default());
             // Its length stays what it was if that is enough: growing costs zeros.
-            let size = self.read_size.max(next.len());
-            next.resize(size, 0);
+            let size = self.read_size.max(rest.len());
+            if next.len() < size {
+                next.resize(size, 0);
+            }
+            if let (Some(to), Some(from)) = (next.get_mut(..rest.len()), self.buffer.get(rest.clone())) {
+                to.copy_from_slice(from);
+            }
             (std::mem::replace(&mut self.buffer, next), 0)
         };
         self.end = rest.len();

@@ -86,6 +86,10 @@ impl Jobs {
         Some(held)
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Held> {
+        self.slots.iter().flatten()
+    }
+
     /// The slots of all jobs.
     pub fn all(&self) -> Vec<u32> {
         (0..self.slots.len() as u32).filter(|&slot| self.get(slot).is_some()).collect()

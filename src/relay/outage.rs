@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::event::{Now, Tell};
+use super::event::{Cause, Now, Tell};
 use super::session::Phase;
 use super::{Relay, Timing};
 
@@ -55,6 +55,8 @@ pub struct Outage {
     pub destination: usize,
     /// After a release: one job is tried with.
     pub probing: bool,
+    /// The jobs go back: the next destination is tried when they have gone.
+    pub switches: bool,
     pub full: Option<Full>,
     /// Since when no submitter is well, if that was told.
     pub since: Option<Now>,
@@ -72,6 +74,7 @@ impl Relay {
     pub(super) fn queue_is_full(&mut self, now: Now) {
         let random = self.random();
         let Timing { backoff, longest_full_backoff, .. } = self.settings.timing;
+        let fresh = self.outage.full.is_none();
         let full = self.outage.full.get_or_insert_with(|| Full {
             since: now,
             next_try: now,
@@ -83,7 +86,14 @@ impl Relay {
             watched_until: None,
         });
         full.trial = false;
-        full.next_try = now + full.backoff.next(backoff, longest_full_backoff, random);
+        let retry = full.backoff.next(backoff, longest_full_backoff, random);
+        full.next_try = now + retry;
+        if fresh {
+            self.outage.since.get_or_insert(now);
+            let release = self.release_at().map(|at| at.saturating_sub(now));
+            let (destination, held) = (self.outage.destination, self.session.window.held());
+            self.tell(Tell::DestinationLost { destination, cause: Cause::full(), alone: false, held, retry, release });
+        }
     }
 
     /// Whether the destination's count is to be asked now.
@@ -126,13 +136,18 @@ impl Relay {
             }
         }
         if self.release_at().is_some_and(|at| at <= now) {
-            if let Some(full) = &mut self.outage.full {
-                full.watched_until = Some(now + self.settings.timing.full_patience);
-                full.next_question = now + WATCH;
-                full.trial = false;
-            }
-            self.outage.probing = true;
+            self.watch_full(now);
+            (self.outage.probing, self.outage.switches) = (true, true);
             self.leave(now);
+        }
+    }
+
+    /// Nothing is held any more: a full queue is watched from now on, not tried.
+    pub(super) fn watch_full(&mut self, now: Now) {
+        if let Some(full) = self.outage.full.as_mut().filter(|full| full.watched_until.is_none()) {
+            full.watched_until = Some(now + self.settings.timing.full_patience);
+            full.next_question = now + WATCH;
+            full.trial = false;
         }
     }
 
@@ -203,7 +218,8 @@ impl Relay {
             return held + 1;
         }
         if self.outage.full.is_some() {
-            return 0;
+            // Without a job nothing would be tried any more.
+            return usize::from(up && held == 0);
         }
         if self.outage.probing {
             return usize::from(up);

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
 
-use super::job::Job;
+use super::job::{Home, Job};
 use crate::gearman::packet::{ProtocolError, put_header};
 
 /// Data that no stage changed and that is at least so large is written from where it was read to, bytes; copying less is
@@ -15,11 +16,22 @@ const REFERENCED_DATA: usize = 256;
 pub struct Chunk {
     /// Everything but the data of `references`.
     bytes: Vec<u8>,
-    /// Jobs whose data comes when so many of `bytes` have been written.
+    /// Jobs whose data comes when this many of `bytes` have been written.
     references: Vec<(usize, Job)>,
     /// The length of all data of `references`.
     referenced: usize,
     written: usize,
+    /// What counts its memory, where it is large.
+    homes: Vec<Arc<dyn Home>>,
+}
+
+/// The data of a submission.
+#[derive(Debug)]
+pub enum Payload<'a> {
+    /// The job's own, which need not be copied.
+    Unchanged(Job),
+    /// What stages have made of it.
+    Changed(&'a [u8]),
 }
 
 impl Chunk {
@@ -37,43 +49,46 @@ impl Chunk {
         self.len() == 0
     }
 
-    /// Appends the submission of `job` with this data, and returns its length. `None` is the job's own data, which need not
-    /// be copied.
+    /// Appends a submission and returns its length.
     ///
     /// # Errors
     /// The packet would be longer than its header can say.
-    pub fn submit(
-        &mut self,
-        kind: u32,
-        queue: &[u8],
-        unique: &[u8],
-        job: &Job,
-        data: Option<&[u8]>,
-    ) -> Result<u32, ProtocolError> {
+    pub fn submit(&mut self, kind: u32, queue: &[u8], unique: &[u8], data: Payload<'_>) -> Result<u32, ProtocolError> {
         let before = self.len();
-        let payload = data.unwrap_or(job.data());
+        let payload = match &data {
+            Payload::Unchanged(job) => job.data(),
+            Payload::Changed(data) => data,
+        };
         put_header(&mut self.bytes, kind, queue.len() + 1 + unique.len() + 1 + payload.len())?;
         for argument in [queue, unique] {
             self.bytes.extend_from_slice(argument);
             self.bytes.push(0);
         }
-        if data.is_none() && payload.len() >= REFERENCED_DATA {
-            self.references.push((self.bytes.len(), job.clone()));
-            self.referenced += payload.len();
-        } else {
-            self.bytes.extend_from_slice(payload);
+        match data {
+            Payload::Unchanged(job) if job.data().len() >= REFERENCED_DATA => {
+                self.referenced += job.data().len();
+                self.references.push((self.bytes.len(), job));
+            }
+            _ => self.bytes.extend_from_slice(payload),
         }
         Ok((self.len() - before) as u32)
     }
 
-    /// What is not written yet.
-    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+    /// Its memory counts as this home's until it is written.
+    pub fn keep(&mut self, home: Arc<dyn Home>) {
+        self.homes.push(home);
+    }
+
+    /// What is not written yet, `most` bytes of it.
+    pub fn slices(&self, most: usize) -> Vec<IoSlice<'_>> {
         let mut slices = Vec::with_capacity(2 * self.references.len() + 1);
-        let mut skip = self.written;
+        let (mut skip, mut left) = (self.written, most);
         let mut push = |bytes: &'_ [u8]| -> Option<(usize, usize)> {
             let skipped = skip.min(bytes.len());
             skip -= skipped;
-            (skipped < bytes.len()).then_some((skipped, bytes.len()))
+            let taken = left.min(bytes.len() - skipped);
+            left -= taken;
+            (taken > 0).then_some((skipped, skipped + taken))
         };
         let mut at = 0;
         for (after, job) in &self.references {
@@ -92,13 +107,13 @@ impl Chunk {
         slices
     }
 
-    /// So many bytes were written.
+    /// `count` bytes were written.
     pub fn advance(&mut self, count: usize) {
         self.written += count;
     }
 }
 
-/// What a destination is to be sent, in order. Whoever takes from it writes alone until he has reported.
+/// What a destination is to be sent, in order. One thread at a time takes from it, and writes until it has reported.
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,

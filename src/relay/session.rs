@@ -5,22 +5,18 @@ use std::time::Duration;
 
 use super::event::{Loss, Now, Reason, Tell};
 use super::intake::SourcePacket;
-use super::jobs::Held;
 use super::ledger::{Ending, Fate};
 use super::outage::Backoff;
 use super::window::{Requests, Window};
 use super::{Relay, STRAYS, Timing};
 use crate::gearman::packet::{kind, put_request};
 
-/// What foreground clients of an asynchronous forward are answered, as the Perl proxy did. Foreground can't be told from
-/// background.
-const BACKGROUND_ANSWER: &[u8] = b"job submitted as background task";
-
 /// After the last acknowledgement, before an ECHO_REQ asks whether the source has heard it.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// A large buffer is not kept while the source has no jobs, bytes.
 const IDLE_BUFFER: usize = 4 << 10;
+const LARGEST_BUFFER: usize = 64 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -49,21 +45,22 @@ pub struct Session {
     pub out: Vec<u8>,
     /// Somebody writes, since when; whether that has failed.
     writing: Option<Now>,
+    being_written: usize,
     failed: bool,
     /// GRAB_JOB_UNIQ and ECHO_REQ sent, each of which is answered, in this order.
-    requests: u64,
+    pub requests: u64,
     answers: u64,
     /// When `requests` last became more than `answers`.
     owed_since: Now,
     heard: Now,
     /// When jobs were last asked for.
     grabbed: Now,
-    acknowledged: Now,
+    pub acknowledged: Now,
     /// Acknowledged jobs that the source may not have heard of, each with the number of requests before, its key, and the
     /// number in its handle.
-    unproven: VecDeque<(u64, u128, u64)>,
+    pub unproven: VecDeque<(u64, u128, u64)>,
     /// WORK_* packets that may each draw an ERROR, and ERRORs that came.
-    completions: usize,
+    pub completions: usize,
     errors: usize,
     /// Jobs taken by destinations when it began.
     taken: u64,
@@ -81,6 +78,7 @@ impl Session {
             window: Window::new(explicit, byte_limit),
             out: Vec::new(),
             writing: None,
+            being_written: 0,
             failed: false,
             requests: 0,
             answers: 0,
@@ -150,7 +148,20 @@ impl Session {
             return None;
         }
         self.writing = Some(now);
+        self.being_written = self.out.len();
         Some(std::mem::take(&mut self.out))
+    }
+
+    /// Bytes for the source that it has not taken yet.
+    pub fn output(&self) -> usize {
+        self.out.len() + self.being_written
+    }
+
+    /// Whoever writes is not stuck.
+    pub fn write_moved(&mut self, now: Now, generation: u32) {
+        if self.generation == generation && self.writing.is_some() {
+            self.writing = Some(now);
+        }
     }
 
     pub fn has_output(&self) -> bool {
@@ -235,6 +246,7 @@ impl Relay {
     /// Ends the source connection; what is not acknowledged goes back to the source by that.
     fn close_source(&mut self, now: Now, ending: Ending) {
         self.actions.close_source = Some(self.session.generation);
+        self.watch_full(now);
         self.ledger.disconnected(ending);
         let jobs = self.session.window.held();
         if jobs > 0 {
@@ -275,17 +287,18 @@ impl Relay {
         self.settle(now);
     }
 
-    /// Goes on when nothing is owed any more for jobs whose source is gone, or the time for that is up.
+    /// Ends a session when nothing is owed any more for jobs whose source is gone, or the time for that is up.
     pub(super) fn settle(&mut self, now: Now) {
         match self.session.phase {
             Phase::Settling { until } => {
-                let owed = self.lines.iter().any(|line| !line.flight.is_empty() || line.exchange.is_some());
+                let owed = self.lines.iter().any(|line| !line.flight.is_empty() || line.exchange.is_some())
+                    || !self.rejects.in_hand_is_empty();
                 if owed && now < until {
                     return;
                 }
                 self.session.phase = Phase::Apart;
                 self.drop_lines_that_owe(now);
-                if self.outage.probing && self.stopping.is_none() {
+                if std::mem::take(&mut self.outage.switches) {
                     self.switch_destination(now);
                 }
                 for line in &mut self.lines {
@@ -324,12 +337,12 @@ impl Relay {
         self.session.heard = now;
         // First: a job whose handle proves a restart may stand behind others that must not be taken for old ones.
         for packet in &packets {
-            if let SourcePacket::Job(job) = packet {
+            if let SourcePacket::Job(job) = packet
+                && self.ledger.proves_restart(job)
+            {
                 let epoch = self.random();
-                if self.ledger.arrived(job.handle(), epoch).1 {
-                    self.session.unproven.clear();
-                    self.tell(Tell::Restarted);
-                }
+                self.ledger.restarted(epoch);
+                self.tell(Tell::Restarted);
             }
         }
         for packet in packets {
@@ -338,6 +351,11 @@ impl Relay {
                 SourcePacket::TooLarge { handle, size } => self.too_large(now, handle, size),
                 SourcePacket::NoJob => {
                     self.session.window.no_job();
+                    let well = self.lines.iter().any(|line| line.is_well());
+                    if well && self.session.window.held() == 0 && self.outage.full.is_none() {
+                        // Nothing is left that a queue that was full could refuse.
+                        self.destination_is_back(now);
+                    }
                     self.session.answered()
                 }
                 SourcePacket::Echo => self.session.answered(),
@@ -379,7 +397,7 @@ impl Relay {
         }
         let (size, identity) = (job.size(), job.identity());
         self.session.window.assigned(size);
-        let number = super::job::handle_number(job.handle()).map_or(0, |(_, number)| number);
+        let number = job.handle_number().map_or(0, |(_, number)| number);
         let slot = self.jobs.insert(job, now, number);
         match self.ledger.claim(identity.key) {
             Some(Fate::Delivered) => {
@@ -426,64 +444,16 @@ impl Relay {
         }
     }
 
+    /// The reader reads again: until now nothing could be heard.
+    pub(super) fn heard(&mut self, now: Now) {
+        self.session.heard = now;
+    }
+
     /// Another forward waits for any answer of the source.
     pub(super) fn ask_source(&mut self, now: Now) {
         if self.session.phase == Phase::Relaying {
             self.session.put_echo(now);
         }
-    }
-
-    /// Acknowledges a job that the destination has.
-    pub(super) fn acknowledge(&mut self, now: Now, held: Held) {
-        put_request(&mut self.session.out, kind::WORK_COMPLETE, &[held.job.handle(), BACKGROUND_ANSWER]);
-        let before = self.session.requests;
-        self.session.unproven.push_back((before, held.job.identity().key, held.handle_number));
-        self.session.acknowledged = now;
-        self.release(now, held);
-    }
-
-    /// The job is no longer held.
-    pub(super) fn release(&mut self, now: Now, held: Held) {
-        self.session.completions += 1;
-        self.session.window.released(1, held.job.size(), now);
-        self.actions.finished.push(held.job);
-    }
-
-    pub(super) fn undeliverable(&mut self, now: Now, slot: u32, reason: Reason) {
-        if self.settings.reject_queue {
-            self.rejects.push(slot, &mut self.jobs, reason);
-            return;
-        }
-        let Some(held) = self.jobs.remove(slot) else { return };
-        let handle = held.job.handle().to_vec();
-        put_request(&mut self.session.out, kind::WORK_FAIL, &[&handle]);
-        self.tell(Tell::Rejected { handle, reason, moved: false });
-        self.release(now, held);
-    }
-
-    /// The job is older than `max_age`: dropped, and a client that waits is told.
-    pub(super) fn expired(&mut self, now: Now, slot: u32) {
-        let Some(held) = self.jobs.remove(slot) else { return };
-        self.expired += 1;
-        if self.settings.asynchronous {
-            self.acknowledge(now, held);
-        } else {
-            put_request(&mut self.session.out, kind::WORK_FAIL, &[held.job.handle()]);
-            self.release(now, held);
-        }
-    }
-
-    /// The reject queue has a job.
-    pub(super) fn moved(&mut self, now: Now, held: Held, reason: Reason) {
-        let handle = held.job.handle().to_vec();
-        if self.settings.asynchronous {
-            self.acknowledge(now, held);
-        } else {
-            // A client that waits for a result is told that there is none.
-            put_request(&mut self.session.out, kind::WORK_FAIL, &[&handle]);
-            self.release(now, held);
-        }
-        self.tell(Tell::Rejected { handle, reason, moved: true });
     }
 
     pub(super) fn source_written(&mut self, generation: u32, mut buffer: Vec<u8>, failed: bool) {
@@ -492,15 +462,14 @@ impl Relay {
             return;
         }
         session.writing = None;
+        session.being_written = 0;
         session.failed |= failed;
         if failed {
             self.actions.close_source = Some(generation);
         } else if session.out.is_empty() {
             // A thousand idle connections should not take much memory.
             buffer.clear();
-            if session.window.asleep() {
-                buffer.shrink_to(IDLE_BUFFER);
-            }
+            buffer.shrink_to(if session.window.asleep() { IDLE_BUFFER } else { LARGEST_BUFFER });
             session.out = buffer;
         }
     }
@@ -519,7 +488,7 @@ impl Relay {
         match self.session.phase {
             Phase::Relaying if self.stopping.is_some() => {
                 let late = self.stop_moments().is_some_and(|(leave, _)| leave <= now);
-                if self.session.window.held() == 0 && self.session.window.on_wire() == 0 || late {
+                if self.session.window.held() == self.abandoned && self.session.window.on_wire() == 0 || late {
                     self.leave(now);
                 }
             }

@@ -39,15 +39,9 @@ pub struct Explanation {
 }
 
 impl Watch for Vec<Step> {
-    fn begin(&mut self, stage: &'static str, substitution: Option<&Substitution>) {
+    fn begin(&mut self, stage: &'static str, substitution: Option<&Substitution>, kept_off: bool) {
         let substitution = substitution.cloned();
-        self.push(Step { stage, substitution, kept_off: false, matches: 0, matched: Vec::new(), outcome: None });
-    }
-
-    fn kept_off(&mut self) {
-        if let Some(step) = self.last_mut() {
-            step.kept_off = true;
-        }
+        self.push(Step { stage, substitution, kept_off, matches: 0, matched: Vec::new(), outcome: None });
     }
 
     fn matched(&mut self, text: &[u8]) {

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Verdict;
+use super::{Verdict, label};
 use crate::metrics::{CONFIRMATION_BUCKETS, ForwardMetrics, Metrics};
+use crate::sandbox;
 
 /// How often the file is written.
 pub(super) const INTERVAL: Duration = Duration::from_secs(15);
@@ -98,7 +99,8 @@ fn text(metrics: &Metrics, now: SystemTime) -> String {
         head(&mut out, name, "gauge", help);
         let _ = writeln!(out, "gearman_proxy_{name}{labels} {value}");
     };
-    whole("info", "Its version.", &1, concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"));
+    let version = env!("CARGO_PKG_VERSION");
+    whole("info", "Its version.", &1, &format!("{{version=\"{version}\",seccomp=\"{}\"}}", label(sandbox::status())));
     whole("status", "As on the status queue: 0 OK, 1 warning, 2 critical.", &verdict.code, "");
     whole("written_timestamp_seconds", "When this file was written.", &unix(now), "");
     whole("configuration_wrong_since_timestamp_seconds", "When a reload first failed, 0 for none.", &wrong_since, "");
@@ -142,20 +144,9 @@ fn head(out: &mut String, name: &str, kind: &str, help: &str) {
 /// The forward's labels. The destination is the first one that is configured, so that a series outlives a change to another.
 fn labels(forward: &ForwardMetrics) -> String {
     let source = &forward.config.source;
-    let quoted = |text: &str| {
-        let mut quoted = String::with_capacity(text.len());
-        for character in text.chars() {
-            match character {
-                '"' | '\\' => quoted.extend(['\\', character]),
-                '\n' => quoted.push_str("\\n"),
-                _ => quoted.push(character),
-            }
-        }
-        quoted
-    };
-    let (server, queue) = (quoted(&source.server.to_string()), quoted(&source.queue));
-    let first = forward.destinations().first().map_or(String::new(), |first| quoted(&first.server.to_string()));
-    format!("source=\"{server}\",destination=\"{first}\",queue=\"{queue}\"")
+    let (server, queue) = (label(&source.server.to_string()), label(&source.queue));
+    let destination = label(&forward.config.first_destination().server.to_string());
+    format!("source=\"{server}\",destination=\"{destination}\",queue=\"{queue}\"")
 }
 
 #[cfg(test)]
@@ -184,7 +175,7 @@ mod tests {
         forward.rejected("bad base64");
         forward.counts.waiting.set(Some(7));
         let text = text(&metrics, UNIX_EPOCH + Duration::from_secs(99));
-        let labels = r#"source="a:1",destination="b:1",queue="it\"s\\""#;
+        let labels = r#"source="a:1",destination="b:1",queue="it%22s%5C""#;
         for line in [
             format!("gearman_proxy_forward_jobs_total{{{labels}}} 3"),
             format!("gearman_proxy_forward_received_bytes_total{{{labels}}} 30"),

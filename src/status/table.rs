@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{REJECTS_WARN, Verdict, label, printable};
+use super::{REJECTS_WARN, Verdict, label, printable, seccomp};
 use crate::config::{Address, Server};
 use crate::metrics::{ForwardMetrics, Metrics, State};
 
@@ -11,9 +11,9 @@ use crate::metrics::{ForwardMetrics, Metrics, State};
 const LARGEST: (usize, usize) = (1000, 500);
 const DEFAULT: (usize, usize) = (120, 500);
 
-/// Room for a queue's name at least, and for the state, characters.
+/// Room for a queue's name at least, and for the longest state at most, characters.
 const MIN_NAME: usize = 12;
-const STATE: usize = 24;
+const STATE: usize = 36;
 
 /// The columns of numbers and the room that each takes with the blanks before it.
 const COLUMNS: [(&str, usize); 5] = [("JOBS/S", 9), ("BYTES/S", 9), ("HELD", 7), ("WAITING", 9), ("REJECTED", 10)];
@@ -68,13 +68,14 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
     let (columns, lines) = size(payload);
     let verdict = Verdict::of(metrics);
     let mut out = vec![format!(
-        "{}:{} - gearman-proxy {}, process {}, up {}: {}",
+        "{}:{} - gearman-proxy {}, process {}, up {}: {}; {}",
         verdict.code,
         verdict.state,
         env!("CARGO_PKG_VERSION"),
         std::process::id(),
         age(now.saturating_duration_since(started)),
-        verdict.summary()
+        verdict.summary(),
+        seccomp()
     )];
     out.extend(verdict.text.split_inclusive(". ").map(|sentence| sentence.trim().to_owned()));
 
@@ -96,7 +97,8 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
     let all: usize = groups.iter().map(|(_, rows)| rows.len()).sum();
     let longest = groups.iter().flat_map(|(_, rows)| rows).map(|row| row.name.chars().count()).max().unwrap_or(0);
     let numbers: usize = COLUMNS.iter().map(|(_, width)| width).sum();
-    let width = longest.min(columns.saturating_sub(2 + numbers + STATE).max(MIN_NAME)).max("FORWARD".len());
+    let state = groups.iter().flat_map(|(_, rows)| rows).map(|row| 2 + row.state.len()).max().unwrap_or(0).min(STATE);
+    let width = longest.min(columns.saturating_sub(2 + numbers + state).max(MIN_NAME)).max("FORWARD".len());
     out.push(line("FORWARD", width + 2, &COLUMNS.map(|(title, _)| title.to_owned()), "STATE"));
     let mut shown = 0;
     for ((source, destination), rows) in &groups {
@@ -120,8 +122,8 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
         let rest = if shown >= seen_failed { "all working" } else { "not all of them working" };
         out.push(format!("... and {hidden} more, {rest}"));
     }
-    let cut = |line: &String| line.chars().take(columns).collect::<String>();
-    out.iter().map(|line| cut(line).trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    let cut = |line: &String| line.chars().take(columns).collect::<String>().trim_end().to_owned();
+    out.iter().take(lines).map(cut).collect::<Vec<_>>().join("\n")
 }
 
 fn size(payload: &str) -> (usize, usize) {
@@ -260,7 +262,7 @@ mod tests {
         let text = show(&forwards, "table 200x50");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("1:WARNING - gearman-proxy 1.0.0, process "), "{text}");
-        assert!(lines[0].ends_with(" up 0s: 2 of 4 forwards working"), "{text}");
+        assert!(lines[0].ends_with(" up 0s: 2 of 4 forwards working; seccomp off"), "{text}");
         assert_eq!(lines[1], "1 server failed: b:1 (connection refused).");
         assert_eq!(lines[2..4], ["backlog contains 1234572 jobs.", "1 forward connecting."]);
         let lines = &lines[2..];
@@ -282,7 +284,7 @@ mod tests {
         let forwards: Vec<_> =
             (0..300).map(|n| at_work(&format!("a:{}/hostgroup_customer_{n}_europe", 1 + n % 3), "b:1/q")).collect();
         forwards[299].troubled(&forwards[299].config.source.server, "connection refused");
-        for (columns, lines) in [(80, 24), (200, 50), (120, 10), (40, 5), (1000, 500)] {
+        for (columns, lines) in [(80, 24), (200, 50), (120, 10), (40, 5), (7, 1), (1000, 500)] {
             let text = show(&forwards, &format!("table {columns}x{lines}"));
             assert!(text.lines().count() <= lines, "{columns}x{lines}: {text}");
             assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}x{lines}: {text}");

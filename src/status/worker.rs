@@ -1,5 +1,6 @@
 //! The worker on the status queue: its own thread and its own connection, so that it answers whatever the forwards do.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,9 +30,6 @@ const IDLE_PROBE: Duration = Duration::from_secs(30);
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LAST_BACKOFF: Duration = Duration::from_secs(15);
-
-/// The same reason within this time is not news.
-const NEWS: Duration = Duration::from_secs(60);
 
 /// Wake-ups in a row that brought no job before each further one is waited for.
 const FREE_WAKEUPS: u32 = 16;
@@ -124,6 +122,9 @@ fn in_background(metrics: &Arc<Metrics>, file: Option<PathBuf>, stop: &Latch) {
     }
 }
 
+/// The kind of error that the log told of last, while there has been no answer since.
+type Reported = Option<&'static str>;
+
 /// What the thread "status" works with.
 struct Status {
     address: Address,
@@ -134,51 +135,38 @@ struct Status {
     started: Instant,
 }
 
-/// What is known of failed connections.
-struct Outage {
-    /// The first failure since an answer, if the log tells of it.
-    since: Option<Instant>,
-    reported: Option<(&'static str, Instant)>,
-    backoff: Duration,
-}
-
 impl Status {
     fn run(&self) {
-        let mut outage = Outage { since: None, reported: None, backoff: FIRST_BACKOFF };
-        let mut rates = Rates::default();
+        let (mut reported, mut backoff, mut rates) = (None, FIRST_BACKOFF, Rates::default());
         loop {
             let began = Instant::now();
-            let Err(error) = self.session(&mut outage, &mut rates);
+            let Err(error) = self.session(&mut reported, &mut rates);
             self.tried.set();
             if self.stop.is_set() {
                 return;
             }
-            let nonsense = matches!(error, ConnectionError::Protocol(_));
-            if began.elapsed() > LAST_BACKOFF && !nonsense {
-                outage.backoff = FIRST_BACKOFF;
+            // Answers before nonsense prove nothing.
+            if began.elapsed() > LAST_BACKOFF && !matches!(error, ConnectionError::Protocol(_)) {
+                backoff = FIRST_BACKOFF;
             }
-            let other = outage.reported.is_none_or(|(kind, _)| kind != error.kind());
-            let forgotten = outage.since.is_none() && outage.reported.is_none_or(|(_, at)| at.elapsed() > NEWS);
-            if other || forgotten {
+            if reported.replace(error.kind()) == Some(error.kind()) {
+                log::debug!("status queue {}: {error}", self.address);
+            } else {
                 log::warn!(
                     "status queue {}: {error} ({}); the status can't be asked for there; trying again until it works",
                     self.address,
                     error.advice()
                 );
-                outage.reported = Some((error.kind(), Instant::now()));
-                outage.since.get_or_insert(began);
-            } else {
-                log::debug!("status queue {}: {error}", self.address);
             }
-            if self.stop.wait(outage.backoff) {
+            if self.stop.wait(backoff) {
                 return;
             }
-            outage.backoff = (outage.backoff * 2).min(LAST_BACKOFF);
+            backoff = (backoff * 2).min(LAST_BACKOFF);
         }
     }
 
     /// The life of one connection.
-    fn session(&self, outage: &mut Outage, rates: &mut Rates) -> Result<std::convert::Infallible, ConnectionError> {
+    fn session(&self, reported: &mut Reported, rates: &mut Rates) -> Result<Infallible, ConnectionError> {
         let Address { server, queue } = &self.address;
         let connection = Connection::open(server, &format!("gearman-proxy/{queue}"), &LIMITS, &self.stop)?;
         self.tried.set();
@@ -190,13 +178,13 @@ impl Status {
             match session.next()? {
                 Event::Job { handle, payload } => {
                     fruitless = 0;
-                    self.answered(outage);
+                    self.answered(reported);
                     let answer = self.answer(&payload, rates);
                     session.send(kind::WORK_COMPLETE, &[&handle, answer.as_bytes()])?;
                     session.grab()?;
                 }
                 Event::NoJob => {
-                    self.answered(outage);
+                    self.answered(reported);
                     session.asked = None;
                     session.send(kind::PRE_SLEEP, &[])?;
                 }
@@ -216,9 +204,9 @@ impl Status {
     }
 
     /// The server does what it should.
-    fn answered(&self, outage: &mut Outage) {
-        if let Some(since) = outage.since.take() {
-            log::info!("status queue {}: back after {} s", self.address, since.elapsed().as_secs());
+    fn answered(&self, reported: &mut Reported) {
+        if reported.take().is_some() {
+            log::info!("status queue {}: works again", self.address);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -21,33 +21,71 @@ struct Line {
     target: SocketAddr,
     /// How long each byte is under way, each direction.
     delay: Duration,
+    /// Bytes a second on each connection, each direction. What comes faster is kept, as a tunnel does, without a sign to
+    /// either side.
+    rate: Option<usize>,
     closed: AtomicBool,
     refuses: AtomicBool,
     holds_requests: AtomicBool,
     holds_replies: AtomicBool,
     holds_acknowledgements: AtomicBool,
-    connections: Mutex<Vec<[TcpStream; 2]>>,
+    hangs: AtomicBool,
+    connections: Mutex<Vec<Carried>>,
+    /// Connections that were accepted and lead nowhere.
+    hanging: Mutex<Vec<TcpStream>>,
+}
+
+/// A connection and what came from the connecting side.
+struct Carried {
+    ends: [TcpStream; 2],
+    requests: Arc<Requests>,
+}
+
+#[derive(Default)]
+struct Requests {
+    bytes: AtomicUsize,
+    ended: AtomicBool,
+}
+
+impl Carried {
+    fn cut(&self) {
+        for end in &self.ends {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Relay {
     pub fn to(target: SocketAddr) -> Relay {
-        Relay::with_delay(target, Duration::ZERO)
+        Relay::start(target, Duration::ZERO, None)
     }
 
     /// With a distance: every byte takes this long, in either direction.
     pub fn with_delay(target: SocketAddr, delay: Duration) -> Relay {
+        Relay::start(target, delay, None)
+    }
+
+    /// A tunnel over a slow line: it takes everything at once, and brings so many bytes a second to the other end.
+    pub fn with_rate(target: SocketAddr, bytes_per_second: usize) -> Relay {
+        Relay::start(target, Duration::ZERO, Some(bytes_per_second))
+    }
+
+    fn start(target: SocketAddr, delay: Duration, rate: Option<usize>) -> Relay {
         let ip = loopback();
         let listener = TcpListener::bind(SocketAddr::new(ip, free_port(ip))).unwrap();
         let address = listener.local_addr().unwrap();
         let line = Arc::new(Line {
             target,
             delay,
+            rate,
             closed: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
             holds_requests: AtomicBool::new(false),
             holds_replies: AtomicBool::new(false),
             holds_acknowledgements: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
             connections: Mutex::default(),
+            hanging: Mutex::default(),
         });
         let serving = Arc::clone(&line);
         std::thread::spawn(move || serving.listen(&listener));
@@ -64,11 +102,29 @@ impl Relay {
 
     /// Closes all connections.
     pub fn cut(&self) {
-        for ends in self.line.connections.lock().unwrap().drain(..) {
-            for end in ends {
-                let _ = end.shutdown(Shutdown::Both);
-            }
+        self.line.connections.lock().unwrap().drain(..).for_each(|connection| connection.cut());
+    }
+
+    /// Closes the connection over which the least was sent to the server: one that had no job yet.
+    pub fn cut_the_quietest(&self) {
+        let mut connections = self.line.connections.lock().unwrap();
+        connections.retain(|connection| !connection.requests.ended.load(Ordering::SeqCst));
+        let sent = |at: &usize| connections[*at].requests.bytes.load(Ordering::SeqCst);
+        let quietest = (0..connections.len()).min_by_key(sent).unwrap();
+        connections.remove(quietest).cut();
+    }
+
+    /// Whether new connections are accepted, and lead nowhere.
+    pub fn hang(&self, hangs: bool) {
+        self.line.hangs.store(hangs, Ordering::SeqCst);
+        if !hangs {
+            self.line.hanging.lock().unwrap().clear();
         }
+    }
+
+    /// Connections that hang now, or were given up.
+    pub fn hanging(&self) -> usize {
+        self.line.hanging.lock().unwrap().len()
     }
 
     /// Whether new connections are closed at once.
@@ -116,26 +172,44 @@ impl Line {
             if self.refuses.load(Ordering::SeqCst) {
                 continue;
             }
+            if self.hangs.load(Ordering::SeqCst) {
+                self.hanging.lock().unwrap().push(near);
+                continue;
+            }
             let Ok(far) = TcpStream::connect_timeout(&self.target, Duration::from_secs(10)) else { continue };
             for end in [&near, &far] {
                 end.set_nodelay(true).unwrap();
             }
             let clone = |end: &TcpStream| end.try_clone().unwrap();
-            self.connections.lock().unwrap().push([clone(&near), clone(&far)]);
-            self.carry(clone(&near), clone(&far), |line| &line.holds_requests);
-            self.carry(far, near, |line| &line.holds_replies);
+            let requests = Arc::new(Requests::default());
+            let carried = Carried { ends: [clone(&near), clone(&far)], requests: Arc::clone(&requests) };
+            self.connections.lock().unwrap().push(carried);
+            self.carry(clone(&near), clone(&far), Some(requests), |line| &line.holds_requests);
+            self.carry(far, near, None, |line| &line.holds_replies);
         }
     }
 
     /// One direction of one connection: a thread reads, another writes when it is time.
-    fn carry(self: &Arc<Self>, mut from: TcpStream, to: TcpStream, held: fn(&Line) -> &AtomicBool) {
+    fn carry(
+        self: &Arc<Self>,
+        mut from: TcpStream,
+        to: TcpStream,
+        requests: Option<Arc<Requests>>,
+        held: fn(&Line) -> &AtomicBool,
+    ) {
         let (sender, receiver) = channel();
         std::thread::spawn(move || {
             let mut buffer = vec![0; 1 << 16];
             while let Ok(size @ 1..) = from.read(&mut buffer) {
+                if let Some(requests) = &requests {
+                    requests.bytes.fetch_add(size, Ordering::SeqCst);
+                }
                 if sender.send((Instant::now(), buffer[..size].to_vec())).is_err() {
                     break;
                 }
+            }
+            if let Some(requests) = &requests {
+                requests.ended.store(true, Ordering::SeqCst);
             }
         });
         let line = Arc::clone(self);
@@ -143,9 +217,16 @@ impl Line {
     }
 
     fn write(&self, bytes: &Receiver<(Instant, Vec<u8>)>, mut to: TcpStream, held: &AtomicBool) {
+        let mut free = Instant::now();
         for (read, bytes) in bytes {
             while held.load(Ordering::SeqCst) || read.elapsed() < self.delay {
                 pause();
+            }
+            if let Some(rate) = self.rate {
+                if self.write_slowly(&bytes, &mut to, rate, &mut free).is_err() {
+                    break;
+                }
+                continue;
             }
             let (before, behind) = bytes.split_at(self.held_from(&bytes));
             if to.write_all(before).is_err() {
@@ -159,6 +240,18 @@ impl Line {
             }
         }
         let _ = to.shutdown(Shutdown::Both);
+    }
+
+    /// In pieces of a fiftieth of a second, the next of which may be written when the line is `free`.
+    fn write_slowly(&self, bytes: &[u8], to: &mut TcpStream, rate: usize, free: &mut Instant) -> std::io::Result<()> {
+        for piece in bytes.chunks((rate / 50).max(1)) {
+            *free = (*free).max(Instant::now()) + Duration::from_secs(1) * piece.len() as u32 / rate as u32;
+            while Instant::now() < *free {
+                pause();
+            }
+            to.write_all(piece)?;
+        }
+        Ok(())
     }
 
     /// Where the acknowledgements begin that are kept back.

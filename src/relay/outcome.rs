@@ -1,0 +1,65 @@
+//! How a job ends that was taken: acknowledged, failed, or moved to the reject queue.
+
+use super::Relay;
+use super::event::{Now, Reason, Tell};
+use super::jobs::Held;
+use crate::gearman::packet::{kind, put_request};
+
+/// What foreground clients of an asynchronous forward are answered, as the Perl proxy did. Foreground can't be told from
+/// background.
+const BACKGROUND_ANSWER: &[u8] = b"job submitted as background task";
+
+impl Relay {
+    /// Acknowledges a job that the destination has.
+    pub(super) fn acknowledge(&mut self, now: Now, held: Held) {
+        put_request(&mut self.session.out, kind::WORK_COMPLETE, &[held.job.handle(), BACKGROUND_ANSWER]);
+        let before = self.session.requests;
+        self.session.unproven.push_back((before, held.job.identity().key, held.handle_number));
+        self.session.acknowledged = now;
+        self.release(now, held);
+    }
+
+    /// The job is no longer held.
+    pub(super) fn release(&mut self, now: Now, held: Held) {
+        self.session.completions += 1;
+        self.session.window.released(1, held.job.size(), now);
+        self.actions.finished.push(held.job);
+    }
+
+    pub(super) fn undeliverable(&mut self, now: Now, slot: u32, reason: Reason) {
+        if self.settings.reject_queue {
+            self.rejects.push(slot, &mut self.jobs, reason);
+            return;
+        }
+        let Some(held) = self.jobs.remove(slot) else { return };
+        let handle = held.job.handle().to_vec();
+        put_request(&mut self.session.out, kind::WORK_FAIL, &[&handle]);
+        self.tell(Tell::Rejected { handle, reason, moved: false });
+        self.release(now, held);
+    }
+
+    /// The job is older than `max_age`: dropped, and a client that waits is told.
+    pub(super) fn expired(&mut self, now: Now, slot: u32) {
+        let Some(held) = self.jobs.remove(slot) else { return };
+        self.expired += 1;
+        if self.settings.asynchronous {
+            self.acknowledge(now, held);
+        } else {
+            put_request(&mut self.session.out, kind::WORK_FAIL, &[held.job.handle()]);
+            self.release(now, held);
+        }
+    }
+
+    /// The reject queue has a job.
+    pub(super) fn moved(&mut self, now: Now, held: Held, reason: Reason) {
+        let handle = held.job.handle().to_vec();
+        if self.settings.asynchronous {
+            self.acknowledge(now, held);
+        } else {
+            // A client that waits for a result is told that there is none.
+            put_request(&mut self.session.out, kind::WORK_FAIL, &[&handle]);
+            self.release(now, held);
+        }
+        self.tell(Tell::Rejected { handle, reason, moved: true });
+    }
+}

@@ -55,7 +55,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// A clock that was late by this much was stopped itself: what came meanwhile is read before anything is overdue.
 const SUSPENDED: Duration = Duration::from_secs(2);
 
-/// So many answers on their way are many.
+/// From this many expected answers on, a reading thread lets them gather.
 const MANY_ANSWERS: usize = 64;
 
 /// More answers than this make the pause no longer: it ends after two milliseconds.
@@ -184,7 +184,7 @@ struct Shared {
     relay: Mutex<Relay>,
     /// When the relay is to be told the time, microseconds.
     due: AtomicU64,
-    /// The source's connection, for whoever writes or ends it.
+    /// The source's connection, for the threads that write or end it.
     source: Mutex<Option<(u32, Arc<TcpStream>)>>,
     /// The destinations' connections.
     lines: Vec<Mutex<Option<(u32, Arc<TcpStream>)>>>,
@@ -196,7 +196,7 @@ struct Shared {
     rejecter: Waker,
     /// The predecessor has ended: the threads begin.
     begun: Latch,
-    /// Everything is over: whoever connects or asks gives up.
+    /// Everything is over: threads that connect or ask give up.
     ended: Latch,
     /// Stages give up: the forward stops, and the job they work on goes back.
     interrupted: AtomicBool,

@@ -1,17 +1,18 @@
 //! Relays Gearman jobs from queues of one job server to queues of another.
 //!
-//! The data's way is the order of the modules: a [`config`] names the forwards; each [`forward`] takes jobs from its
-//! source, runs its [`stages`] on their data and submits them to its destination, speaking [`gearman`]; [`metrics`]
-//! count what happened and [`status`] tells it to whoever asks. [`proxy`] starts, reloads and stops all of them.
+//! The order of the modules is the way of the data: a [`config`] names the forwards; [`stages`] change a job's data;
+//! [`relay`] makes one forward's decisions, [`forward`] has the threads around it; [`proxy`] starts, reloads and stops all
+//! forwards; [`metrics`] count what they do, and [`status`] tells it on the status queue.
 //!
 //! ```text
-//!     source gearmand ──> reader ──[jobs]──> submitter ──[submitted]──> confirmer <── destination gearmand
-//!           ^               │                   └──────────────────────────────────────────^
-//!           └── grabs ──────┘ <── acknowledgements ────────── confirmer
+//!     source gearmand ──> reader ──[relay]──> submitter ──> destination gearmand
+//!            ^                        │                            │
+//!            └── grabs, acks ─────────┴──────── confirmer <────────┘
 //! ```
 //!
-//! Dependencies point one way: `gearman` knows nothing of forwards, `stages` nothing of sockets, `config` nothing of
-//! threads.
+//! `config`, `stages`, `gearman::packet` and `relay` are pure: no socket, thread, lock, clock, log or random number is in them,
+//! so a test of theirs is a function call. Dependencies point from the threads and sockets to them, never back.
+//! docs/architecture.md tells how a job travels and why each rule is there.
 
 pub mod ask;
 pub mod cli;

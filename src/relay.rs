@@ -28,7 +28,7 @@ pub use event::{Actions, Batch, Cause, Event, LineId, Loss, Now, Pump, Reason, S
 pub use flight::{Reply, read_replies};
 pub use intake::{Intake, SourcePacket};
 pub use job::{Block, Home, Job, Origin, UniqueId, telling};
-pub use outbox::Chunk;
+pub use outbox::{Chunk, Payload};
 
 use jobs::{Held, Jobs};
 use ledger::Ledger;

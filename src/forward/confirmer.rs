@@ -1,4 +1,4 @@
-//! A confirmer: reads what a destination replies; what becomes of it for the source is written by whoever has the right.
+//! A confirmer: reads what a destination replies, and writes the acknowledgements that follow from it.
 
 use std::net::TcpStream;
 use std::sync::Arc;

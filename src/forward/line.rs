@@ -17,13 +17,13 @@ use crate::gearman::connection::{Connection, ConnectionError};
 use crate::gearman::packet::kind;
 use crate::logging::escaped;
 use crate::notify::Heartbeat;
-use crate::relay::{Batch, Chunk, Event, Job, LineId, Staged, UniqueId};
+use crate::relay::{Batch, Chunk, Event, Job, LineId, Payload, Staged, UniqueId};
 use crate::stages::{self, Failure, Scratch, Undeliverable};
 
 /// A write that takes so long has waited for the other side.
 const WAITED: Duration = Duration::from_millis(10);
 
-/// After so long, or so many bytes, a batch is sent as far as it is staged, and the rest waits again.
+/// After this time, or this many bytes, a batch is sent as far as it is staged; the rest waits again.
 const STAGING: Duration = Duration::from_millis(100);
 const STAGED_BYTES: usize = 1 << 20;
 
@@ -62,12 +62,12 @@ pub fn stage(shared: &Shared, scratch: &mut Scratch, batch: Batch) -> Event {
     let mut outcomes = Vec::with_capacity(jobs.len());
     let mut chunk = Chunk::default();
     let mut unique = Vec::new();
-    for (job, id) in &jobs {
+    for (job, id) in jobs {
         let stopped = shared.interrupted.load(Ordering::Relaxed);
         let enough = !outcomes.is_empty() && (began.elapsed() > STAGING || chunk.len() > STAGED_BYTES);
         outcomes.push(match stopped || enough {
             true => Staged::Interrupted,
-            false => stage_one(shared, queue.as_bytes(), scratch, &mut chunk, &mut unique, job, *id),
+            false => stage_one(shared, queue.as_bytes(), scratch, &mut chunk, &mut unique, job, id),
         });
     }
     Event::Staged { line, number, outcomes, chunk }
@@ -79,7 +79,7 @@ fn stage_one(
     scratch: &mut Scratch,
     chunk: &mut Chunk,
     unique: &mut Vec<u8>,
-    job: &Job,
+    job: Job,
     id: UniqueId,
 ) -> Staged {
     let config = &shared.config;
@@ -101,7 +101,7 @@ fn stage_one(
     }
     match staged.unique {
         Some(own) => own.clone_into(unique),
-        None => id.write(unique, job),
+        None => id.write(unique, &job),
     }
     if log_enabled!(Level::Trace) {
         let (handle, unique) = (escaped(job.handle()), escaped(unique));
@@ -115,10 +115,14 @@ fn stage_one(
         (false, Priority::Normal) => kind::SUBMIT_JOB,
         (false, Priority::High) => kind::SUBMIT_JOB_HIGH,
     };
-    let unchanged = std::ptr::eq(staged.data, job.data());
-    let data = if unchanged { None } else { Some(staged.data) };
-    match chunk.submit(kind, queue, unique, job, data) {
-        Ok(packet) => Staged::Submitted { data: staged.data.len() as u32, packet },
+    let size = staged.data.len() as u32;
+    let submitted = if std::ptr::eq(staged.data, job.data()) {
+        chunk.submit(kind, queue, unique, Payload::Unchanged(job))
+    } else {
+        chunk.submit(kind, queue, unique, Payload::Changed(staged.data))
+    };
+    match submitted {
+        Ok(packet) => Staged::Submitted { data: size, packet },
         Err(_) => Staged::Undeliverable(Undeliverable::OutcomeTooLarge),
     }
 }

@@ -243,7 +243,7 @@ impl Incoming {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
-            // A large packet's room is not kept for ever.
+            // A large packet's room is not kept.
             if self.buffer.len() > LARGEST_READ {
                 self.buffer = Vec::new();
             }

@@ -111,7 +111,7 @@ pub enum Pump {
     Rejecter,
 }
 
-/// Why a server can't be worked with: in our own words, for log and status.
+/// Why a server is unavailable, in our own words, for log and status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
     /// The same for the same reason, whatever numbers stand in the text.
@@ -257,7 +257,7 @@ pub struct Batch {
     pub jobs: Vec<(Job, UniqueId)>,
 }
 
-/// What is to be done at once by whoever fed an event; none of it can block.
+/// What the thread that fed an event does at once; none of it can block.
 #[derive(Debug, Default)]
 pub struct Actions {
     /// Source connections whose socket is to be shut down, which wakes who reads or writes it.
@@ -300,7 +300,7 @@ pub enum Tell {
         destination: usize,
         after: Duration,
     },
-    /// The forward goes on with another destination.
+    /// The forward continues with another destination.
     Switched {
         destination: usize,
     },

@@ -9,7 +9,7 @@ use crate::gearman::packet::{Incoming, MAX_SMALL_PACKET, Packet, ProtocolError, 
 /// Unconfirmed on all lines of a forward before anything was measured, bytes.
 const FIRST_UNCONFIRMED: u64 = 64 << 10;
 
-/// A job that is alone on its line may take a second for so many bytes.
+/// A job that is alone on its line may take a second for each of these, bytes.
 const ALONE_BYTES_PER_SECOND: u64 = 16 << 10;
 
 /// The rate is the largest of what was measured in this time and the one before.
@@ -104,6 +104,8 @@ pub struct Flight {
     quiet_since: Now,
     confirmed: u64,
     rate: Rate,
+    /// The last that was replied to since the rate was measured.
+    last_replied: Option<Flown>,
 }
 
 /// Bytes a second that were confirmed, the largest of two periods.
@@ -170,12 +172,19 @@ impl Flight {
     }
 
     /// A submission was replied to: the oldest.
-    pub fn replied(&mut self, now: Now) -> Option<Flown> {
+    pub fn replied(&mut self) -> Option<Flown> {
         let flown = self.owed.pop_front()?;
         self.bytes -= u64::from(flown.bytes);
         self.confirmed += u64::from(flown.bytes);
-        self.rate.sample(self.confirmed - flown.confirmed, now.saturating_sub(flown.at), now);
+        self.last_replied = Some(flown);
         Some(flown)
+    }
+
+    /// After the replies of one read: measures what they tell of the rate.
+    pub fn measure(&mut self, now: Now) {
+        if let Some(flown) = self.last_replied.take() {
+            self.rate.sample(self.confirmed - flown.confirmed, now.saturating_sub(flown.at), now);
+        }
     }
 
     /// The line is lost: what is unconfirmed, in the order of submission.
@@ -183,7 +192,7 @@ impl Flight {
         self.owed.into_iter()
     }
 
-    /// Bytes that may be submitted now beside what is unconfirmed, on one of so many lines; one submission always may where
+    /// Bytes that may be submitted now beside what is unconfirmed, on one of `lines` lines; one submission always may where
     /// nothing is.
     pub fn room(&self, worth: Duration, lines: usize) -> u64 {
         let bound = self.rate.get().saturating_mul(worth.as_millis() as u64) / 1000;

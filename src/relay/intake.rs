@@ -75,7 +75,7 @@ impl Intake {
         self.buffer.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// So many bytes were read into [`Self::room`].
+    /// `count` bytes were read into [`Self::room`].
     pub fn advance(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
         self.was_full = self.end == self.buffer.len();
@@ -101,7 +101,7 @@ impl Intake {
         }
     }
 
-    /// The whole packets that were read. `memory` gives the buffer that goes on where this one stays with its jobs.
+    /// The whole packets that were read. `memory` gives the next buffer where this one stays with its jobs.
     ///
     /// # Errors
     /// The bytes are no response that a worker may get.
@@ -178,8 +178,8 @@ impl Intake {
         dropped
     }
 
-    /// Puts the jobs into a block. A buffer that is mostly full of them becomes the block, and reading goes on in another
-    /// one; of one that is not, they are copied: held jobs must not hold much more memory than they need.
+    /// Puts the jobs into a block. A buffer that is mostly full of them becomes the block, and another one takes its
+    /// place; of one that is not, they are copied: held jobs must not hold much more memory than they need.
     fn hand_over(
         &mut self,
         at: usize,

@@ -56,6 +56,8 @@ pub struct Parts {
     handle: (u32, u32),
     unique: (u32, u32),
     data: (u32, u32),
+    /// The number at the handle's end and where that begins in it; none where it ends in no number.
+    handle_number: Option<(u64, u32)>,
     pub identity: Identity,
 }
 
@@ -80,6 +82,7 @@ impl Parts {
             handle: range(handle_at, handle.len()),
             unique: range(unique_at, unique.len()),
             data: range(data_at + extra, data.len()),
+            handle_number: number_of(handle),
             identity: origin.identify(handle, unique, data),
         })
     }
@@ -117,6 +120,15 @@ pub struct Job {
 }
 
 impl Job {
+    /// A job of these parts, for tests.
+    #[cfg(test)]
+    pub fn of(handle: &[u8], unique: &[u8], data: &[u8]) -> Job {
+        let body = [handle, b"queue", unique, data].join(&0);
+        let packet = Packet { kind: crate::gearman::packet::kind::JOB_ASSIGN_UNIQ, body: &body };
+        let parts = Parts::read(0, &packet, &Origin::new("server:1", Some(4711), "queue")).unwrap();
+        parts.in_block(Arc::new(Block::new([&[0; HEADER_SIZE], &body[..]].concat(), None)))
+    }
+
     fn part(&self, (start, end): (u32, u32)) -> &[u8] {
         self.block.bytes.get(start as usize..end as usize).unwrap_or_default()
     }
@@ -134,6 +146,12 @@ impl Job {
     /// As it came.
     pub fn data(&self) -> &[u8] {
         self.part(self.parts.data)
+    }
+
+    /// The handle's number and what stands before it; none where it ends in no number.
+    pub fn handle_number(&self) -> Option<(&[u8], u64)> {
+        let (number, at) = self.parts.handle_number?;
+        Some((self.handle().get(..at as usize)?, number))
     }
 
     pub fn identity(&self) -> Identity {
@@ -185,8 +203,9 @@ impl Hash128 {
         let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
         let (chunks, rest) = bytes.as_chunks::<16>();
         for chunk in chunks {
-            let (a, b) = chunk.split_at(8);
-            self.mix(word(a), word(b));
+            if let ([a, b], _) = chunk.as_chunks::<8>() {
+                self.mix(u64::from_le_bytes(*a), u64::from_le_bytes(*b));
+            }
         }
         let (a, b) = rest.split_at(rest.len().min(8));
         self.mix(word(a), word(b));
@@ -267,11 +286,13 @@ fn digits(handle: &[u8]) -> &[u8] {
     if count == 0 { b"0" } else { &handle[handle.len() - count..] }
 }
 
-/// A handle's number and what stands before it; none where it ends in no number.
-pub fn handle_number(handle: &[u8]) -> Option<(&[u8], u64)> {
+/// The number at a handle's end, and where that begins.
+fn number_of(handle: &[u8]) -> Option<(u64, u32)> {
     let count = handle.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
     let (before, number) = handle.split_at(handle.len() - count);
-    Some((before, std::str::from_utf8(number).ok()?.parse().ok()?))
+    let digit = |number: u64, byte: &u8| number.checked_mul(10)?.checked_add(u64::from(byte - b'0'));
+    let number = number.iter().try_fold(0, digit).filter(|_| count > 0)?;
+    Some((number, before.len() as u32))
 }
 
 /// As 32 hex digits; std's formatting takes as long as the hash of a whole job.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::job::{UniqueId, handle_number, telling};
+use super::job::{Job, UniqueId, telling};
 use super::quarantine::Blame;
 
 /// Entries of broken connections that are kept at most; the oldest go first.
@@ -48,6 +48,8 @@ pub struct Ledger {
     prefix: Vec<u8>,
     /// First to last, both proven.
     proven: BTreeMap<u64, u64>,
+    /// The range that grew last, not among them.
+    latest: Option<(u64, u64)>,
     /// A number of the server's process where its process id does not tell; 0 for the first.
     epoch: u64,
 }
@@ -69,6 +71,7 @@ impl Default for Ledger {
             ending: Ending::Lost,
             prefix: Vec::new(),
             proven: BTreeMap::new(),
+            latest: None,
             epoch: 0,
         }
     }
@@ -84,11 +87,13 @@ impl Ledger {
         if process_id.is_some() && process_id != self.process_id {
             self.entries.clear();
             self.proven.clear();
+            self.latest = None;
             self.epoch = 0;
         } else if process_id.is_none() && !same {
             let given_back = |fate| closed && matches!(fate, Fate::Unconfirmed(..));
             self.entries.retain(|_, entry| !entry.anonymous || given_back(entry.fate));
             self.proven.clear();
+            self.latest = None;
         }
         if self.entries.is_empty() {
             // Also gives the memory of a long list back.
@@ -104,22 +109,31 @@ impl Ledger {
         self.ending = ending;
     }
 
-    /// A job has come: the number of its handle, 0 for none. Returns `true` where the handle proves a restart; then nothing
-    /// that was delivered is known any more, and `epoch`, a random number, is part of ids from now on.
-    pub fn arrived(&mut self, handle: &[u8], epoch: u64) -> (u64, bool) {
-        let Some((prefix, number)) = handle_number(handle) else { return (0, false) };
+    /// A job has come. Returns `true` where its handle proves a restart: it was acknowledged before, and the source knew.
+    pub fn proves_restart(&mut self, job: &Job) -> bool {
+        let Some((prefix, number)) = job.handle_number() else { return false };
         if prefix != self.prefix {
             prefix.clone_into(&mut self.prefix);
             self.proven.clear();
+            self.latest = None;
         }
-        let known = self.proven.range(..=number).next_back().is_some_and(|(_, &last)| number <= last);
-        if known {
-            self.proven.clear();
-            self.entries.clear();
-            self.order.clear();
-            self.epoch = epoch.max(1);
-        }
-        (number, known)
+        self.is_proven(number)
+    }
+
+    fn is_proven(&self, number: u64) -> bool {
+        let among = |(first, last): (u64, u64)| first <= number && number <= last;
+        let below = self.proven.range(..=number).next_back().map(|(&first, &last)| (first, last));
+        below.into_iter().chain(self.latest).any(among)
+    }
+
+    /// The source was restarted under the same process id: nothing that was delivered is known any more, and `epoch`, a random
+    /// number, is part of ids from now on.
+    pub fn restarted(&mut self, epoch: u64) {
+        self.proven.clear();
+        self.latest = None;
+        self.entries.clear();
+        self.order.clear();
+        self.epoch = epoch.max(1);
     }
 
     /// The acknowledgement of the job with this number in its handle is proven to have arrived.
@@ -127,10 +141,22 @@ impl Ledger {
         if number == 0 {
             return;
         }
-        let mut last = number;
-        let after = self.proven.range(number..).next().map(|(&first, &last)| (first, last));
-        if let Some((first, end)) = after
-            && first <= number + 1
+        match &mut self.latest {
+            // Mostly they come in order.
+            Some((_, last)) if *last + 1 == number => return *last = number,
+            latest => {
+                if let Some((first, last)) = latest.replace((number, number)) {
+                    self.keep(first, last);
+                }
+            }
+        }
+    }
+
+    /// Adds a range to the proven ones.
+    fn keep(&mut self, number: u64, last: u64) {
+        let mut last = last;
+        while let Some((first, end)) = self.proven.range(number..).next().map(|(&first, &end)| (first, end))
+            && first <= last.saturating_add(1)
         {
             self.proven.remove(&first);
             last = end.max(last);
@@ -158,7 +184,7 @@ impl Ledger {
 
     /// Whether nothing is known of any job.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.proven.is_empty()
+        self.entries.is_empty() && self.proven.is_empty() && self.latest.is_none()
     }
 
     /// Notes the fate of a job whose connection to the source has ended.
@@ -272,34 +298,38 @@ mod tests {
         assert!(ledger.entries.len() <= CAPACITY);
     }
 
+    fn job(handle: &str) -> Job {
+        Job::of(handle.as_bytes(), b"", b"")
+    }
+
     #[test]
     fn a_proven_handle_that_comes_again_proves_a_restart() {
         let mut ledger = Ledger::default();
         ledger.connected(Some(333), false);
         assert_eq!(ledger.own_id(9, 1), UniqueId::Hash(0));
         for number in [5, 3, 4, 8, 1] {
-            assert_eq!(ledger.arrived(format!("H:a:{number}").as_bytes(), 77), (number, false));
+            assert!(!ledger.proves_restart(&job(&format!("H:a:{number}"))));
             ledger.proven(number);
         }
-        assert_eq!(ledger.proven, BTreeMap::from([(1, 1), (3, 5), (8, 8)]));
-        for number in [2, 6, 7, 9] {
-            assert_eq!(ledger.arrived(format!("H:a:{number}").as_bytes(), 77), (number, false));
+        for number in 0..10 {
+            let proven = [1, 3, 4, 5, 8].contains(&number);
+            assert_eq!(ledger.proves_restart(&job(&format!("H:a:{number}"))), proven, "{number}");
         }
         ledger.note(1, Fate::Delivered);
-        assert_eq!(ledger.arrived(b"H:a:4", 77), (4, true));
+        ledger.restarted(77);
         assert_eq!(ledger.claim(1), None);
         assert_eq!(ledger.own_id(9, 1), UniqueId::Hash(77));
-        assert_eq!(ledger.arrived(b"H:a:4", 78), (4, false));
+        assert!(!ledger.proves_restart(&job("H:a:4")));
     }
 
     #[test]
     fn handles_of_another_host_prove_nothing() {
         let mut ledger = Ledger::default();
         ledger.connected(Some(333), false);
-        ledger.arrived(b"H:a:4", 77);
+        assert!(!ledger.proves_restart(&job("H:a:4")));
         ledger.proven(4);
-        assert_eq!(ledger.arrived(b"H:b:4", 77), (4, false));
-        assert_eq!(ledger.arrived(b"odd", 77), (0, false));
+        assert!(!ledger.proves_restart(&job("H:b:4")));
+        assert!(!ledger.proves_restart(&job("odd")));
     }
 
     #[test]
@@ -309,9 +339,11 @@ mod tests {
             ledger.proven(2 * number);
         }
         assert_eq!(ledger.proven.len(), RANGES);
-        for number in 2 * RANGES as u64 + 1..3 * RANGES as u64 {
+        for number in 2 * RANGES as u64..3 * RANGES as u64 {
             ledger.proven(2 * number + 1);
         }
+        ledger.proven(1);
         assert_eq!(ledger.proven.len(), 1);
+        assert!(ledger.is_proven(5 * RANGES as u64) && !ledger.is_proven(2 * RANGES as u64 - 2));
     }
 }

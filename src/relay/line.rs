@@ -301,7 +301,6 @@ impl Relay {
             if !self.current(id) || !self.lines[id.submitter].is_up() {
                 return;
             }
-            self.lines[id.submitter].flight.progressed(now);
             let understood = match reply {
                 Reply::Echo => {
                     let flight = &mut self.lines[id.submitter].flight;
@@ -325,6 +324,7 @@ impl Relay {
         if self.current(id) {
             // Also where only a part of a packet came.
             self.lines[id.submitter].flight.progressed(now);
+            self.lines[id.submitter].flight.measure(now);
         }
         self.settle(now);
         self.ask(now);
@@ -339,7 +339,7 @@ impl Relay {
     /// The destination has taken the job that was submitted first.
     fn created(&mut self, now: Now, submitter: usize, handle: Vec<u8>) -> bool {
         let line = &mut self.lines[submitter];
-        let Some(flown) = line.flight.replied(now) else { return false };
+        let Some(flown) = line.flight.replied() else { return false };
         line.delivered = true;
         line.moved_at = now;
         line.alone = None;
@@ -366,7 +366,7 @@ impl Relay {
 
     fn refused(&mut self, now: Now, submitter: usize, code: String) -> bool {
         let line = &mut self.lines[submitter];
-        let Some(flown) = line.flight.replied(now) else { return false };
+        let Some(flown) = line.flight.replied() else { return false };
         line.exchange = None;
         line.moved_at = now;
         let alone = line.alone.take().is_some();

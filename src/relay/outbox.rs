@@ -15,11 +15,20 @@ const REFERENCED_DATA: usize = 256;
 pub struct Chunk {
     /// Everything but the data of `references`.
     bytes: Vec<u8>,
-    /// Jobs whose data comes when so many of `bytes` have been written.
+    /// Jobs whose data comes when this many of `bytes` have been written.
     references: Vec<(usize, Job)>,
     /// The length of all data of `references`.
     referenced: usize,
     written: usize,
+}
+
+/// The data of a submission.
+#[derive(Debug)]
+pub enum Payload<'a> {
+    /// The job's own, which need not be copied.
+    Unchanged(Job),
+    /// What stages have made of it.
+    Changed(&'a [u8]),
 }
 
 impl Chunk {
@@ -37,31 +46,27 @@ impl Chunk {
         self.len() == 0
     }
 
-    /// Appends the submission of `job` with this data, and returns its length. `None` is the job's own data, which need not
-    /// be copied.
+    /// Appends a submission and returns its length.
     ///
     /// # Errors
     /// The packet would be longer than its header can say.
-    pub fn submit(
-        &mut self,
-        kind: u32,
-        queue: &[u8],
-        unique: &[u8],
-        job: &Job,
-        data: Option<&[u8]>,
-    ) -> Result<u32, ProtocolError> {
+    pub fn submit(&mut self, kind: u32, queue: &[u8], unique: &[u8], data: Payload<'_>) -> Result<u32, ProtocolError> {
         let before = self.len();
-        let payload = data.unwrap_or(job.data());
+        let payload = match &data {
+            Payload::Unchanged(job) => job.data(),
+            Payload::Changed(data) => data,
+        };
         put_header(&mut self.bytes, kind, queue.len() + 1 + unique.len() + 1 + payload.len())?;
         for argument in [queue, unique] {
             self.bytes.extend_from_slice(argument);
             self.bytes.push(0);
         }
-        if data.is_none() && payload.len() >= REFERENCED_DATA {
-            self.references.push((self.bytes.len(), job.clone()));
-            self.referenced += payload.len();
-        } else {
-            self.bytes.extend_from_slice(payload);
+        match data {
+            Payload::Unchanged(job) if job.data().len() >= REFERENCED_DATA => {
+                self.referenced += job.data().len();
+                self.references.push((self.bytes.len(), job));
+            }
+            _ => self.bytes.extend_from_slice(payload),
         }
         Ok((self.len() - before) as u32)
     }
@@ -92,13 +97,13 @@ impl Chunk {
         slices
     }
 
-    /// So many bytes were written.
+    /// `count` bytes were written.
     pub fn advance(&mut self, count: usize) {
         self.written += count;
     }
 }
 
-/// What a destination is to be sent, in order. Whoever takes from it writes alone until he has reported.
+/// What a destination is to be sent, in order. One thread at a time takes from it, and writes until it has reported.
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,

@@ -46,7 +46,7 @@ impl Rejects {
         self.len() == 0
     }
 
-    /// Whether so many wait that the forward is to ask for no more jobs.
+    /// Whether the limit is reached beyond which the forward asks for no more jobs.
     pub fn is_full(&self, settings: &Settings) -> bool {
         self.len() >= (settings.prefetch / 2).max(1) || self.bytes >= MAX_BYTES
     }

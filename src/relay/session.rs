@@ -271,7 +271,7 @@ impl Relay {
         self.settle(now);
     }
 
-    /// Goes on when nothing is owed any more for jobs whose source is gone, or the time for that is up.
+    /// Ends a session when nothing is owed any more for jobs whose source is gone, or the time for that is up.
     pub(super) fn settle(&mut self, now: Now) {
         match self.session.phase {
             Phase::Settling { until } => {
@@ -321,11 +321,12 @@ impl Relay {
         self.session.heard = now;
         // First: a job whose handle proves a restart may stand behind others that must not be taken for old ones.
         for packet in &packets {
-            if let SourcePacket::Job(job) = packet {
+            if let SourcePacket::Job(job) = packet
+                && self.ledger.proves_restart(job)
+            {
                 let epoch = self.random();
-                if self.ledger.arrived(job.handle(), epoch).1 {
-                    self.tell(Tell::Restarted);
-                }
+                self.ledger.restarted(epoch);
+                self.tell(Tell::Restarted);
             }
         }
         for packet in packets {
@@ -380,7 +381,7 @@ impl Relay {
         }
         let (size, identity) = (job.size(), job.identity());
         self.session.window.assigned(size);
-        let number = super::job::handle_number(job.handle()).map_or(0, |(_, number)| number);
+        let number = job.handle_number().map_or(0, |(_, number)| number);
         let slot = self.jobs.insert(job, now, number);
         match self.ledger.claim(identity.key) {
             Some(Fate::Delivered) => {

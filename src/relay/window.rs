@@ -16,7 +16,7 @@ const FIRST_GRABS: usize = 4;
 /// Further grabs for each job that came, so that the number on the wire is four times as large after a round trip.
 const GROWTH: usize = 3;
 
-/// When so many may be on the wire, the source has plenty, and they become eight times as many.
+/// When this many may be on the wire, the source has plenty, and they become eight times as many.
 const PLENTY: usize = 16;
 /// See [`PLENTY`].
 const FAST_GROWTH: usize = 7;

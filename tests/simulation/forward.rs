@@ -71,6 +71,8 @@ pub struct PumpState {
     pub queued: bool,
     /// Of the timer that it waits for.
     pub token: u32,
+    /// It was woken while it was at work, since it last asked its relay.
+    pub woken: bool,
     /// What it connects is to be given up.
     pub interrupted: bool,
 }
@@ -210,8 +212,7 @@ impl World<'_> {
         let lines = plan.workers;
         let forward = &mut self.forwards[number];
         forward.relay = Some(Relay::new(settings, legacy));
-        forward.pumps =
-            (0..pumps).map(|_| PumpState { work: Work::Ask, queued: false, token: 0, interrupted: false }).collect();
+        forward.pumps = (0..pumps).map(|_| PumpState { work: Work::Ask, queued: false, token: 0, woken: false, interrupted: false }).collect();
         forward.lines = (0..lines).map(|_| LineState::default()).collect();
         forward.source = None;
         forward.stopping = None;
@@ -250,6 +251,8 @@ impl World<'_> {
             if matches!(state.work, Work::Park | Work::Pause) {
                 state.work = Work::Ask;
                 self.make_ready(number, pump);
+            } else {
+                state.woken = true;
             }
         }
         for tell in actions.tell {
@@ -304,10 +307,7 @@ impl World<'_> {
             self.shut(connection, true);
             self.tell(|world| format!("Forward {number} closes connection {}.", world.name(connection)));
         }
-        self.interrupt(
-            number,
-            |work| matches!(work, Work::ConnectSource { generation: current, .. } if *current == generation),
-        );
+        self.interrupt(number, |work| matches!(work, Work::ConnectSource { generation: current, .. } if *current == generation));
     }
 
     fn close_line(&mut self, number: usize, line: LineId) {
@@ -337,7 +337,8 @@ impl World<'_> {
                 self.forwards[number].given_back = true;
                 counts.given_back += *jobs as u64;
             }
-            Tell::DestinationLost { .. } => {
+            // At the end it leaves its destinations.
+            Tell::DestinationLost { .. } if self.forwards[number].relay.as_ref().is_some_and(|relay| !relay.has_ended()) => {
                 counts.outages += 1;
                 self.forwards[number].lines_lost += 1;
             }
@@ -365,9 +366,7 @@ impl World<'_> {
             self.book.counts.longest_stop = self.book.counts.longest_stop.max(took);
             if took > limit {
                 let (took, limit) = (took as f64 / 1e6, limit as f64 / 1e6);
-                self.book
-                    .violations
-                    .push(format!("forward {number} took {took:.2} s to stop, which may take {limit:.2} s"));
+                self.book.violations.push(format!("forward {number} took {took:.2} s to stop, which may take {limit:.2} s"));
             }
         }
         self.trace.add(22, now);
@@ -406,9 +405,7 @@ impl World<'_> {
     /// The process dies; the kernel closes its connections.
     pub fn kill(&mut self, proxy: usize, away: Micros) {
         let now = self.clock.now;
-        let Some(process) = self.processes.iter().rposition(|process| process.proxy == proxy && process.alive) else {
-            return;
-        };
+        let Some(process) = self.processes.iter().rposition(|process| process.proxy == proxy && process.alive) else { return };
         self.processes[process].alive = false;
         self.processes[process].killed = true;
         self.processes[process].ended_at = Some(now);
@@ -453,13 +450,10 @@ impl World<'_> {
             None => true,
         };
         let waits = forward.pumps.iter().all(|pump| !pump.queued);
-        let idle = waits
-            && proven
-            && relay.held() == 0
-            && self.connections.iter().all(|connection| {
-                let is_line = connection.forward == number && connection.proxy_open;
-                !is_line || (connection.owed.is_empty() && connection.up.is_empty() && !connection.troubled)
-            });
+        let idle = waits && proven && relay.held() == 0 && self.connections.iter().all(|connection| {
+            let is_line = connection.forward == number && connection.proxy_open;
+            !is_line || (connection.owed.is_empty() && connection.up.is_empty() && !connection.troubled)
+        });
         let limit = if idle { SECOND } else { 10 * SECOND };
         // The clock is late, now and then.
         forward.stopping = Some((now, limit + SECOND));

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use gearman_proxy::relay::{Batch, Chunk, Event, Job, LineId, Origin, Staged, Step, UniqueId, read_replies};
+use gearman_proxy::relay::{Batch, Chunk, Event, Job, LineId, Origin, Payload, Staged, Step, UniqueId, read_replies};
 use gearman_proxy::stages::Undeliverable;
 
 use crate::clock::{MILLISECOND, Micros, SECOND, Timer};
@@ -77,10 +77,21 @@ impl World<'_> {
         self.feed(forward, event);
     }
 
+    /// The connection that was to be read is gone, which is known already: the pump waits for a wake-up.
+    fn wait(&mut self, forward: usize, pump: usize) {
+        let state = &mut self.forwards[forward].pumps[pump];
+        if state.woken {
+            self.make_ready(forward, pump);
+        } else {
+            state.work = Work::Park;
+        }
+    }
+
     fn ask(&mut self, forward: usize, pump: usize) {
         let (now, which) = (self.clock.now, self.pump(forward, pump));
         let Some(relay) = &mut self.forwards[forward].relay else { return };
         let step = relay.next(duration(now), which);
+        self.forwards[forward].pumps[pump].woken = false;
         self.trace.add(30, step_number(&step));
         let work = match step {
             Step::ConnectSource { generation } => Work::ConnectSource { generation, since: now, begun: false },
@@ -184,9 +195,7 @@ impl World<'_> {
     fn read_source(&mut self, forward: usize, pump: usize, generation: u32) {
         let current = self.forwards[forward].source.filter(|(current, _)| *current == generation);
         let Some((_, connection)) = current else {
-            // It is known already that this connection is gone.
-            self.forwards[forward].pumps[pump].work = Work::Park;
-            return;
+            return self.wait(forward, pump);
         };
         self.connections[connection].reader = None;
         let count = self.connections[connection].down.readable().len();
@@ -203,7 +212,7 @@ impl World<'_> {
         let (connections, forwards) = (&mut self.connections, &mut self.forwards);
         let Some(intake) = &mut forwards[forward].intake else { return };
         let down = &mut connections[connection].down;
-        let room = intake.room();
+        let room = intake.room(usize::MAX);
         let count = count.min(room.len());
         room[..count].copy_from_slice(&down.readable()[..count]);
         intake.advance(count);
@@ -256,8 +265,7 @@ impl World<'_> {
         let submitter = pump - 1 - self.plan.forwards[forward].workers;
         let line = LineId { submitter, generation };
         let Some(connection) = self.line_connection(forward, line) else {
-            self.forwards[forward].pumps[pump].work = Work::Park;
-            return;
+            return self.wait(forward, pump);
         };
         self.connections[connection].reader = None;
         let count = self.connections[connection].down.readable().len();
@@ -304,8 +312,7 @@ impl World<'_> {
         let mut chunk = Chunk::default();
         let mut unique = Vec::new();
         // A batch that takes long ends early, and at a stop in the middle of a job.
-        let enough =
-            if self.turns.one_in(6) { self.turns.range(1, batch.jobs.len() as u64) as usize } else { batch.jobs.len() };
+        let enough = if self.turns.one_in(6) { self.turns.range(1, batch.jobs.len() as u64) as usize } else { batch.jobs.len() };
         let stops = self.forwards[forward].stopping.is_some();
         let mut staged = 0;
         let outcomes = batch.jobs.iter().map(|(job, id)| {
@@ -321,8 +328,9 @@ impl World<'_> {
             }
             id.write(&mut unique, job);
             // As after stages, now and then: data of its own.
-            let own = (job.data().len().is_multiple_of(3)).then(|| job.data());
-            match chunk.submit(submission, queue, &unique, job, own) {
+            let changed = job.data().len().is_multiple_of(3);
+            let data = if changed { Payload::Changed(job.data()) } else { Payload::Unchanged(job.clone()) };
+            match chunk.submit(submission, queue, &unique, data) {
                 Ok(packet) => Staged::Submitted { data: job.data().len() as u32, packet },
                 Err(_) => Staged::Undeliverable(Undeliverable::NotBase64),
             }
@@ -345,7 +353,7 @@ impl World<'_> {
         let room = self.connections[connection].up.room().min(chunk.len());
         let count = if room > 0 && self.turns.one_in(4) { self.turns.range(1, room as u64) as usize } else { room };
         let mut left = count;
-        for slice in chunk.slices() {
+        for slice in chunk.slices(usize::MAX) {
             let part = &slice[..slice.len().min(left)];
             self.send(connection, part);
             left -= part.len();

@@ -20,7 +20,7 @@ pub fn run(plan: &Plan, tells: bool) -> Report {
         let text =
             panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         let text = format!("panics: {}", text.unwrap_or_default());
-        Report { hash: 0, violations: vec![text], counts: Default::default(), story: Vec::new() }
+        Report { hash: 0, violations: vec![text], counts: Default::default(), copies: Vec::new(), story: Vec::new() }
     })
 }
 

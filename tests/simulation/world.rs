@@ -98,6 +98,8 @@ pub struct Report {
     pub hash: u64,
     pub violations: Vec<String>,
     pub counts: crate::book::Counts,
+    /// Of each class, how many were created at destinations.
+    pub copies: Vec<usize>,
     pub story: Vec<String>,
 }
 
@@ -113,7 +115,8 @@ pub fn run(plan: &Plan, tells: bool) -> Report {
     book.counts.schedules = 1;
     book.counts.virtual_seconds = clock.now / SECOND;
     book.counts.steps = steps;
-    Report { hash: trace.get(), violations: book.violations, counts: book.counts, story: story.unwrap_or_default() }
+    let copies = book.accounts.iter().map(|account| account.copies.len()).collect();
+    Report { hash: trace.get(), violations: book.violations, counts: book.counts, copies, story: story.unwrap_or_default() }
 }
 
 impl<'a> World<'a> {

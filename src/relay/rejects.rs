@@ -66,7 +66,7 @@ impl Rejects {
         self.in_hand.clone()
     }
 
-    /// Forgets those that nobody submits: they go back to the source.
+    /// Forgets those that are not being submitted: they return to the source.
     pub fn clear(&mut self) -> Vec<u32> {
         self.bytes = 0;
         std::mem::take(&mut self.queue).into()

@@ -11,6 +11,9 @@ use crate::gearman::packet::{ProtocolError, put_header};
 /// cheaper.
 const REFERENCED_DATA: usize = 256;
 
+/// What a submission takes beside its data as a rule: header, queue, unique id, bytes.
+const BESIDE_DATA: usize = 128;
+
 /// Submissions that are written together. Data that no stage has changed is not copied.
 #[derive(Debug, Default)]
 pub struct Chunk {
@@ -38,6 +41,15 @@ impl Chunk {
     /// Of these bytes alone.
     pub fn of(bytes: Vec<u8>) -> Chunk {
         Chunk { bytes, ..Chunk::default() }
+    }
+
+    /// For the submissions of this many jobs.
+    pub fn for_jobs(count: usize) -> Chunk {
+        Chunk {
+            bytes: Vec::with_capacity(count * BESIDE_DATA),
+            references: Vec::with_capacity(count),
+            ..Chunk::default()
+        }
     }
 
     /// Bytes that are not written yet.

@@ -169,7 +169,7 @@ pub struct Forward {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Who took from the same source before.
+/// The forward that took from the same source before.
 #[derive(Debug)]
 pub enum Predecessor {
     None,
@@ -436,7 +436,7 @@ impl Shared {
         self.large[what as usize].lock().upgrade()
     }
 
-    /// Ends the connection of whoever keeps what has its turn.
+    /// Ends the connection of the peer that holds up what has its turn.
     fn check_pace(&self) {
         for what in [Large::Job, Large::Result] {
             let Some(mover) = self.large(what).and_then(|share| share.late()) else { continue };

@@ -20,7 +20,7 @@ use crate::notify::Heartbeat;
 use crate::relay::{Batch, Chunk, Event, Job, LineId, Payload, Pump, Staged, UniqueId};
 use crate::stages::{self, Failure, Scratch, Undeliverable};
 
-/// A write that takes so long has waited for the other side.
+/// A write that takes this long has waited for the other side.
 const WAITED: Duration = Duration::from_millis(10);
 
 /// After this time, or this many bytes, a batch is sent as far as it is staged; the rest waits again.
@@ -181,7 +181,7 @@ pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
             Ok(count) => {
                 chunk.advance(count);
                 large.iter().for_each(|share| share.moved(Mover::Destination(line), count));
-                // Only room that had to be waited for shows that somebody reads at the other end.
+                // Only room that had to be waited for shows that the other end reads.
                 if began.elapsed() >= WAITED {
                     shared.feed(Event::Progress(line));
                 }

@@ -105,7 +105,7 @@ impl Loops {
         Ok(())
     }
 
-    /// The forwards of this process among a server's workers. All who connect at one time share one question.
+    /// The forwards of this process among a server's workers. Forwards that connect at one time share one question.
     fn workers(&self, shared: &Shared, server: &Server, since: Instant) -> Vec<usize> {
         let answer = Arc::clone(self.answers.lock().entry(server.clone()).or_default());
         loop {

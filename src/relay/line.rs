@@ -41,13 +41,13 @@ pub struct Line {
     connected_at: Now,
     /// It has taken a job on this connection.
     delivered: bool,
-    /// Packets that nobody asked for.
+    /// Packets without a request.
     pub strays: usize,
     /// Why it has ended, while its writer has not reported: only then is it known what was sent.
     ending: Option<Loss>,
     /// The destination that it was connected to.
     pub destination: usize,
-    /// Whether somebody waits for what the destination sends: else nothing is overdue.
+    /// Whether the confirmer reads what the destination sends: else nothing is overdue.
     reading: bool,
     /// A suspect was tried last: others may go before the next.
     pub tried_suspect: bool,
@@ -258,7 +258,7 @@ impl Relay {
             }
         }
         if suspicious {
-            // One of these may be what the destination can't bear.
+            // One of these may be what the destination closes connections on.
             self.suspects.extend(again);
         } else {
             self.jobs.put_back(&mut self.waiting, &again);
@@ -317,7 +317,7 @@ impl Relay {
                 self.lines[id.submitter].strays += 1;
                 let strange = self.settings.asynchronous || self.lines[id.submitter].strays > STRAYS;
                 if strange {
-                    self.break_line(now, id.submitter, Loss::nonsense("sent replies that nobody asked for"));
+                    self.break_line(now, id.submitter, Loss::nonsense("sent replies without a request"));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Trouble with the destination as a whole: who holds, who gives back, who tries again when.
+//! Trouble with the destination as a whole: when jobs are held, when they return, and what is tried again when.
 
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ impl Relay {
         }
     }
 
-    /// Gives the jobs back where nobody can submit any for so long.
+    /// Returns the jobs to the source when no submitter could submit any for this long.
     pub(super) fn check_release(&mut self, now: Now) {
         if let Some(full) = &self.outage.full
             && full.watched_until.is_some_and(|until| until <= now)

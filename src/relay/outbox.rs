@@ -1,4 +1,4 @@
-//! Bytes on their way out: what one socket is to be sent, and who writes it.
+//! Bytes on their way out: what one socket is to be sent, and which thread writes it.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -140,7 +140,7 @@ impl Outbox {
         }
     }
 
-    /// The next chunk, and with it the right to write, unless somebody has that.
+    /// The next chunk, and with it the right to write, unless a thread has it.
     pub fn take(&mut self) -> Option<Chunk> {
         if self.writing || self.stopped {
             return None;
@@ -162,7 +162,7 @@ impl Outbox {
         self.chunks.is_empty()
     }
 
-    /// Bytes that nobody is writing.
+    /// Bytes that no thread is writing.
     pub fn len(&self) -> usize {
         self.chunks.iter().map(Chunk::len).sum()
     }
@@ -172,7 +172,7 @@ impl Outbox {
         self.stopped = true;
     }
 
-    /// Whether somebody writes.
+    /// Whether a thread writes.
     pub fn is_taken(&self) -> bool {
         self.writing
     }
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_takes_a_chunk_writes_alone_and_what_is_left_comes_first_again() {
+    fn the_thread_that_takes_a_chunk_writes_alone_and_what_is_left_comes_first_again() {
         let mut outbox = Outbox::default();
         outbox.push(Chunk::of(Vec::new()));
         assert!(outbox.is_empty() && outbox.take().is_none() && !outbox.is_taken(), "nothing is to be written");

@@ -43,7 +43,7 @@ pub struct Session {
     pub generation: u32,
     pub window: Window,
     pub out: Vec<u8>,
-    /// Somebody writes, since when; whether that has failed.
+    /// A thread writes, since when; whether that has failed.
     writing: Option<Now>,
     being_written: usize,
     failed: bool,
@@ -142,7 +142,7 @@ impl Session {
         self.count_requests(1, now);
     }
 
-    /// What is to be written, and with it the right to write, unless somebody has that.
+    /// What is to be written, and with it the right to write, unless a thread has it.
     pub fn take_output(&mut self, now: Now) -> Option<Vec<u8>> {
         if self.writing.is_some() || self.failed || self.out.is_empty() || !self.is_on() {
             return None;
@@ -157,7 +157,7 @@ impl Session {
         self.out.len() + self.being_written
     }
 
-    /// Whoever writes is not stuck.
+    /// The thread that writes is not stuck.
     pub fn write_moved(&mut self, now: Now, generation: u32) {
         if self.generation == generation && self.writing.is_some() {
             self.writing = Some(now);
@@ -368,7 +368,7 @@ impl Relay {
                 }
             };
             if !understood {
-                return self.source_lost(now, generation, &Loss::nonsense("sent packets that nobody asked for"));
+                return self.source_lost(now, generation, &Loss::nonsense("sent packets without a request"));
             }
         }
         let session = &mut self.session;
@@ -397,8 +397,7 @@ impl Relay {
         }
         let (size, identity) = (job.size(), job.identity());
         self.session.window.assigned(size);
-        let number = job.handle_number().map_or(0, |(_, number)| number);
-        let slot = self.jobs.insert(job, now, number);
+        let slot = self.jobs.insert(job, now);
         match self.ledger.claim(identity.key) {
             Some(Fate::Delivered) => {
                 if let Some(held) = self.jobs.remove(slot) {

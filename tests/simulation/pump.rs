@@ -265,7 +265,7 @@ impl World<'_> {
         let submitter = pump - 1 - self.plan.forwards[forward].workers;
         let line = LineId { submitter, generation };
         let Some(connection) = self.line_connection(forward, line) else {
-            return self.wait(forward, pump);
+            return self.report(forward, pump, Event::Lost(line, loss(false)));
         };
         self.connections[connection].reader = None;
         let count = self.connections[connection].down.readable().len();

@@ -210,13 +210,6 @@ impl Peer {
     }
 }
 
-/// A response as it goes over the line.
-pub fn response(kind: u32, arguments: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = request(kind, arguments);
-    bytes[..4].copy_from_slice(b"\0RES");
-    bytes
-}
-
 /// The head of a response with a body of this length, which need not come.
 pub fn head(kind: u32, length: u32) -> Vec<u8> {
     [b"\0RES".as_slice(), &kind.to_be_bytes(), &length.to_be_bytes()].concat()

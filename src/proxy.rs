@@ -430,7 +430,7 @@ impl Proxy<'_> {
                 Err(error) => error!("{error}"),
             }
         }
-        // Those that still match go on until the servers are asked again.
+        // Those that still match continue until the servers are asked again.
         self.metrics.clear_patterns();
         for (server, forwards) in &mut self.found {
             self.common.outages.gone(&format!("patterns of {server}"));

@@ -165,3 +165,87 @@ impl Outbox {
         self.writing
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gearman::packet::{kind, put_request};
+    use crate::relay::job::a_job;
+
+    fn unwritten(chunk: &Chunk) -> Vec<u8> {
+        chunk.slices(usize::MAX).iter().flat_map(|slice| slice.to_vec()).collect()
+    }
+
+    /// Jobs of all kinds: small, large, changed by stages, large twice in a row, empty. With what they are as packets.
+    fn chunk() -> (Chunk, Vec<u8>) {
+        let large = vec![b'l'; REFERENCED_DATA];
+        let (mut chunk, mut expected) = (Chunk::default(), Vec::new());
+        for (data, changed) in [
+            (&b"small"[..], None),
+            (&large, None),
+            (&large, Some(&b"changed"[..])),
+            (&large[1..], None),
+            (&large, None),
+            (&large, None),
+            (b"", None),
+        ] {
+            let mut packet = Vec::new();
+            put_request(&mut packet, kind::SUBMIT_JOB_BG, &[b"queue", b"id", changed.unwrap_or(data)]);
+            let length = chunk
+                .submit(
+                    kind::SUBMIT_JOB_BG,
+                    b"queue",
+                    b"id",
+                    changed.map_or_else(|| Payload::Unchanged(a_job(data)), Payload::Changed),
+                )
+                .unwrap();
+            assert_eq!(length as usize, packet.len());
+            expected.extend(packet);
+        }
+        (chunk, expected)
+    }
+
+    #[test]
+    fn submissions_are_packets_whose_large_data_is_not_copied() {
+        let (chunk, expected) = chunk();
+        assert_eq!((unwritten(&chunk), chunk.len()), (expected, chunk.bytes.len() + 3 * REFERENCED_DATA));
+        assert_eq!(chunk.slices(usize::MAX).len(), 7);
+        assert!(!chunk.is_empty() && Chunk::default().is_empty());
+    }
+
+    #[test]
+    fn a_chunk_goes_on_wherever_a_write_has_ended() {
+        let (mut chunk, expected) = chunk();
+        for at in 0..=expected.len() {
+            assert!(unwritten(&chunk) == expected[at..], "{at} bytes were written");
+            assert!(chunk.slices(usize::MAX).iter().all(|slice| !slice.is_empty()), "{at} bytes were written");
+            assert_eq!(chunk.len(), expected.len() - at);
+            chunk.advance(1);
+        }
+        assert!(chunk.is_empty());
+    }
+
+    #[test]
+    fn whoever_takes_a_chunk_writes_alone_and_what_is_left_comes_first_again() {
+        let mut outbox = Outbox::default();
+        outbox.push(Chunk::of(Vec::new()));
+        assert!(outbox.is_empty() && outbox.take().is_none() && !outbox.is_taken(), "nothing is to be written");
+        outbox.push(Chunk::of(b"first".to_vec()));
+        outbox.push(Chunk::of(b"second".to_vec()));
+        assert_eq!((outbox.len(), outbox.is_empty()), (11, false));
+        let mut first = outbox.take().unwrap();
+        assert!(outbox.is_taken() && outbox.take().is_none(), "somebody writes");
+        first.advance(2);
+        outbox.written(Some(first));
+        assert_eq!((outbox.len(), outbox.is_taken()), (9, false));
+        let mut first = outbox.take().unwrap();
+        assert_eq!(unwritten(&first), b"rst");
+        first.advance(3);
+        outbox.written(Some(first));
+        assert_eq!(outbox.take().map(|chunk| unwritten(&chunk)), Some(b"second".to_vec()));
+        outbox.written(None);
+        outbox.push(Chunk::of(b"third".to_vec()));
+        outbox.stop();
+        assert!(outbox.take().is_none() && !outbox.is_empty(), "writing has failed");
+    }
+}

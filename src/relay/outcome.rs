@@ -14,7 +14,8 @@ impl Relay {
     pub(super) fn acknowledge(&mut self, now: Now, held: Held) {
         put_request(&mut self.session.out, kind::WORK_COMPLETE, &[held.job.handle(), BACKGROUND_ANSWER]);
         let before = self.session.requests;
-        self.session.unproven.push_back((before, held.job.identity().key, held.handle_number));
+        let number = held.job.handle_number().map_or(0, |(_, number)| number);
+        self.session.unproven.push_back((before, held.job.identity().key, number));
         self.session.acknowledged = now;
         self.release(now, held);
     }

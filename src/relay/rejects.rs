@@ -31,7 +31,7 @@ pub struct Rejects {
 impl Rejects {
     pub fn push(&mut self, slot: u32, jobs: &mut Jobs, reason: Reason) {
         if let Some(held) = jobs.get_mut(slot) {
-            held.reason = Some(reason);
+            held.reason = Some(Box::new(reason));
             self.bytes += held.job.size();
             self.queue.push_back(slot);
         }
@@ -99,7 +99,7 @@ impl Relay {
                 (false, true) => {
                     if let Some(mut held) = self.jobs.remove(slot) {
                         self.rejects.bytes = self.rejects.bytes.saturating_sub(held.job.size());
-                        let reason = held.reason.take().unwrap_or(Reason::Poison);
+                        let reason = held.reason.take().map_or(Reason::Poison, |reason| *reason);
                         self.moved(now, held, reason);
                     }
                 }

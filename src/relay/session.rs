@@ -397,8 +397,7 @@ impl Relay {
         }
         let (size, identity) = (job.size(), job.identity());
         self.session.window.assigned(size);
-        let number = job.handle_number().map_or(0, |(_, number)| number);
-        let slot = self.jobs.insert(job, now, number);
+        let slot = self.jobs.insert(job, now);
         match self.ledger.claim(identity.key) {
             Some(Fate::Delivered) => {
                 if let Some(held) = self.jobs.remove(slot) {

@@ -8,6 +8,7 @@ use getopts::{Fail, HasArg, Matches, Occur, Options};
 
 use crate::config::keys::nearest;
 use crate::config::{Address, LogTarget};
+use crate::sandbox;
 
 /// An option of the command line.
 #[derive(Debug, Clone, Copy)]
@@ -319,10 +320,14 @@ fn wrapped(text: &str, indentation: usize) -> String {
     out
 }
 
-/// The text of `--version`: `gearman-proxy 1.0.0 (commit, target)`.
+/// The text of `--version`: `gearman-proxy 1.0.0 (commit, target)`, and whether this build restricts itself.
 pub fn version() -> String {
     let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("GEARMAN_PROXY_COMMIT"));
-    format!("gearman-proxy {version} ({commit}, {})\n", env!("GEARMAN_PROXY_TARGET"))
+    let filter = match sandbox::supported() {
+        true => "on while it runs, where the kernel permits (the status says so)",
+        false => "none for this architecture",
+    };
+    format!("gearman-proxy {version} ({commit}, {})\nseccomp filter: {filter}\n", env!("GEARMAN_PROXY_TARGET"))
 }
 
 #[cfg(test)]
@@ -452,5 +457,6 @@ mod tests {
         let version = version();
         assert!(version.starts_with(concat!("gearman-proxy ", env!("CARGO_PKG_VERSION"), " (")), "{version}");
         assert!(version.contains(std::env::consts::ARCH), "{version}");
+        assert!(version.contains("\nseccomp filter: on while it runs"), "{version}");
     }
 }

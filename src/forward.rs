@@ -17,11 +17,11 @@ mod witness;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use parking_lot::Mutex;
 
 use crate::config::{DEFAULT_MAX_JOB_SIZE, ForwardConfig};
@@ -36,7 +36,7 @@ pub use crate::relay::Timing;
 use crate::relay::{self, Actions, Cause, Event, LineId, Loss, Now, Pump, Relay, Step};
 use gate::Gates;
 use loops::Loops;
-use memory::Memory;
+use memory::{Large, Memory, Mover, Share};
 use tell::Teller;
 use witness::{Witness, Witnesses};
 
@@ -147,6 +147,12 @@ impl Clock {
         for forward in due {
             forward.feed(Event::Time);
         }
+        // One of each kind in the process.
+        let large = |forward: &&Arc<Shared>| forward.large.iter().any(|share| share.lock().strong_count() > 0);
+        let large: Vec<_> = self.forwards.lock().iter().filter(large).map(Arc::clone).collect();
+        for forward in large {
+            forward.check_pace();
+        }
     }
 }
 
@@ -176,6 +182,9 @@ pub enum Predecessor {
 /// A destination connection, as its submitter made it, until its confirmer reads it.
 type Opened = (u32, Arc<TcpStream>, Incoming);
 
+/// The current connection of one kind, with its generation.
+type Socket = Mutex<Option<(u32, Arc<TcpStream>)>>;
+
 /// What a forward's threads share.
 #[derive(Debug)]
 struct Shared {
@@ -185,9 +194,9 @@ struct Shared {
     /// When the relay is to be told the time, microseconds.
     due: AtomicU64,
     /// The source's connection, for the threads that write or end it.
-    source: Mutex<Option<(u32, Arc<TcpStream>)>>,
+    source: Socket,
     /// The destinations' connections.
-    lines: Vec<Mutex<Option<(u32, Arc<TcpStream>)>>>,
+    lines: Vec<Socket>,
     /// New ones, for the confirmers.
     opened: Vec<(Sender<Opened>, Receiver<Opened>)>,
     reader: Waker,
@@ -204,6 +213,8 @@ struct Shared {
     number: usize,
     witness: Witness,
     teller: Teller,
+    /// What has its turn, by [`Large`].
+    large: [Mutex<Weak<Share>>; 2],
 }
 
 /// Wakes one thread. A wake-up that comes before the wait is not lost.
@@ -265,6 +276,7 @@ impl Forward {
             teller: Teller::new(Arc::clone(&common.outages), metrics, common.max_job_size),
             config,
             common: common.clone(),
+            large: Default::default(),
         });
         let mut forward = Forward { shared: Arc::clone(&shared), threads: Vec::new() };
         if let Err(error) = forward.spawn_all() {
@@ -322,6 +334,8 @@ impl Forward {
     pub fn stop(&self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
         self.shared.feed(Event::Stop);
+        // They may wait for memory.
+        self.shared.submitters.iter().chain([&self.shared.reader]).for_each(Waker::wake);
     }
 
     /// Whether it has ended.
@@ -387,6 +401,62 @@ impl Shared {
         self.due.load(Ordering::Relaxed) <= now.as_micros() as u64
     }
 
+    /// What something large takes with all that becomes of it, from the budget or when it has its turn; none when
+    /// `is_wanted` no longer holds, or the forward ends.
+    fn share(&self, what: Large, bytes: usize, pump: Pump, is_wanted: impl Fn() -> bool) -> Option<Arc<Share>> {
+        let memory = &self.common.memory;
+        if bytes <= memory::forward_bytes(&self.config)
+            && let Some(share) = memory.reserve(bytes)
+        {
+            return Some(share);
+        }
+        let hold = |turn| {
+            let share = memory.hold(turn);
+            *self.large[what as usize].lock() = Arc::downgrade(&share);
+            share
+        };
+        let place = memory.line_up(what);
+        if let Ok(turn) = place.turn.try_recv() {
+            return Some(hold(turn));
+        }
+        self.feed(Event::HeldUp(pump));
+        let waker = self.waker(pump)?;
+        while is_wanted() {
+            select! {
+                recv(place.turn) -> turn => return turn.ok().map(hold),
+                recv(waker.receive) -> _ => {}
+                recv(self.ended.channel()) -> _ => return None,
+            }
+        }
+        None
+    }
+
+    /// What has its turn.
+    fn large(&self, what: Large) -> Option<Arc<Share>> {
+        self.large[what as usize].lock().upgrade()
+    }
+
+    /// Ends the connection of whoever keeps what has its turn.
+    fn check_pace(&self) {
+        for what in [Large::Job, Large::Result] {
+            let Some(mover) = self.large(what).and_then(|share| share.late()) else { continue };
+            let text = "moved less than 16 KiB a second of a large job".to_owned();
+            let advice = Some("others wait for it: is the line slow, or does the server hang?");
+            let cause = Cause { kind: "too slow", text, advice };
+            let loss = Loss { closed: false, nonsense: true, oversized: false, cause };
+            match mover {
+                Mover::Destination(line) => self.feed(Event::Lost(line, loss)),
+                Mover::Source(generation) => self.feed(Event::SourceLost { generation, loss }),
+                Mover::Nobody => {
+                    let current = self.source.lock().as_ref().map(|(generation, _)| *generation);
+                    if let Some(generation) = current {
+                        self.feed(Event::SourceLost { generation, loss });
+                    }
+                }
+            }
+        }
+    }
+
     /// Tells the relay what happened, without a next step.
     fn feed(&self, event: Event) {
         let actions = {
@@ -428,10 +498,13 @@ impl Shared {
         let Actions { close_source, close, wake, tell, finished, ended } = actions;
         if let Some(generation) = close_source {
             shut_down(&self.source, generation);
+            // It may wait for its turn.
+            self.reader.wake();
         }
         for LineId { submitter, generation } in close {
             if let Some(line) = self.lines.get(submitter) {
                 shut_down(line, generation);
+                self.confirmers[submitter].wake();
             }
         }
         if ended {
@@ -466,7 +539,7 @@ impl Shared {
     }
 }
 
-fn shut_down(place: &Mutex<Option<(u32, Arc<TcpStream>)>>, generation: u32) {
+fn shut_down(place: &Socket, generation: u32) {
     let mut place = place.lock();
     if let Some((_, stream)) = place.take_if(|(current, _)| *current == generation) {
         // It fails only where the connection has ended already.

@@ -43,7 +43,7 @@ fn run(cli: &Cli) -> io::Result<u8> {
     }
 }
 
-/// With the address that was given. Only without one is the configuration read, so that a broken one is no obstacle.
+/// With the address that was given. Only without one is the configuration read, so that a broken one does not matter.
 fn with_status_queue(
     cli: &Cli,
     given: &Option<Address>,
@@ -94,7 +94,7 @@ fn print(text: &str) -> io::Result<u8> {
     out.flush().map(|()| 0)
 }
 
-/// Where nobody can read it, nothing more can be done.
+/// If it can't be written, nothing more can be done.
 fn say(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }

@@ -23,8 +23,10 @@ pub const CONFIRMATION_BUCKETS: [u64; 8] = [5, 25, 100, 500, 1000, 5000, 30_000,
 pub struct Metrics {
     forwards: Mutex<Vec<Arc<ForwardMetrics>>>,
     configuration_wrong: Mutex<Option<SystemTime>>,
-    /// Patterns of each server that match too many queues, in words.
+    /// Patterns of each server that match too many queues.
     pattern_errors: Mutex<BTreeMap<Server, String>>,
+    /// Servers that do not tell which queues they have for patterns.
+    pattern_troubles: Mutex<BTreeMap<Server, Trouble>>,
 }
 
 impl Metrics {
@@ -42,7 +44,7 @@ impl Metrics {
         *self.configuration_wrong.lock()
     }
 
-    /// The patterns that match too many queues, in words.
+    /// The patterns that match too many queues.
     pub fn pattern_errors(&self) -> Vec<String> {
         self.pattern_errors.lock().iter().map(|(server, error)| format!("{server}: {error}")).collect()
     }
@@ -53,6 +55,25 @@ impl Metrics {
             Some(error) => errors.insert(server.clone(), error),
             None => errors.remove(server),
         };
+    }
+
+    /// The servers that do not tell which queues they have for patterns.
+    pub fn pattern_troubles(&self) -> BTreeMap<Server, Trouble> {
+        self.pattern_troubles.lock().clone()
+    }
+
+    pub fn set_pattern_trouble(&self, server: &Server, reason: Option<&str>) {
+        let mut troubles = self.pattern_troubles.lock();
+        let since = troubles.remove(server).map_or_else(Instant::now, |trouble| trouble.since);
+        if let Some(reason) = reason {
+            troubles.insert(server.clone(), Trouble { reason: reason.to_owned(), since });
+        }
+    }
+
+    /// The patterns are others: their servers are asked again.
+    pub fn clear_patterns(&self) {
+        self.pattern_errors.lock().clear();
+        self.pattern_troubles.lock().clear();
     }
 
     /// A reload failed or succeeded. The first failure's time stays.

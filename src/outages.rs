@@ -37,7 +37,7 @@ const NAMED: usize = 3;
 pub struct Lost {
     /// `HOST:PORT`.
     pub server: String,
-    /// What the server is to the forward: `source`, `destination`, `reject server`.
+    /// What the server is to the forward: `source`, `destination`, `reject queue`.
     pub role: &'static str,
     /// What reasons are compared by: the same for texts that differ only in numbers.
     pub kind: &'static str,
@@ -335,7 +335,7 @@ mod tests {
         }
         night.pass(40, |board, millis, now| {
             for n in 0..12 {
-                // Other numbers are no other reason.
+                // Other numbers are not another reason.
                 board.lost(&report("b:4730", "refused", &format!("refused after {millis} ms"), n), now);
             }
         });

@@ -21,10 +21,11 @@ use crate::forward::{Common, Forward, Legacy, Predecessor};
 use crate::logging::{self, LogError};
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
+use crate::outages::Lost;
 use crate::pidfile::{PidFile, PidFileError};
 use crate::sandbox;
 use crate::status::{self, StatusWorker};
-use finder::{Finder, Known};
+use finder::{Finder, Finding, Known};
 
 /// All of a stop takes ten seconds; what has not ended then is left behind.
 const STOP: Duration = Duration::from_millis(10_500);
@@ -131,7 +132,7 @@ pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
 }
 
 fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), ProxyError> {
-    // Before the pid file: who reads it may send a signal at once.
+    // Before the pid file: a reader of it may send a signal at once.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let pidfile = pidfile(cli, &config)?;
     // Whatever needs a system call that is refused from here on is done; the log's thread gets the filter too.
@@ -245,9 +246,13 @@ impl Proxy<'_> {
     fn start_finder(&mut self) {
         self.finder = None;
         if !self.config.patterns.is_empty() {
-            match Finder::start(Arc::clone(&self.config)) {
+            match Finder::start(&self.config) {
                 Ok(finder) => self.finder = Some(finder),
-                Err(error) => error!("no thread that finds the queues of patterns: {error}"),
+                Err(error) => {
+                    let again = START_AGAIN.as_secs();
+                    error!("no thread that finds the queues of patterns: {error}; trying again in {again} s");
+                    self.start_again = Some(Instant::now() + START_AGAIN);
+                }
             }
         }
     }
@@ -343,9 +348,9 @@ impl Proxy<'_> {
             self.notifier.status(&self.summary());
             self.notified = now;
             self.common.look();
-            let (ended, leaving) = self.leaving.drain(..).partition(Forward::is_finished);
+            let (ended, leaving): (Vec<_>, Vec<_>) = self.leaving.drain(..).partition(Forward::is_finished);
             self.leaving = leaving;
-            for forward in Vec::from(ended) {
+            for forward in ended {
                 let source = forward.metrics().config.source.clone();
                 let legacy = forward.join();
                 if !legacy.is_empty() {
@@ -355,13 +360,35 @@ impl Proxy<'_> {
         }
         let findings: Vec<_> = self.finder.iter().flat_map(Finder::findings).collect();
         let mut news = self.start_again.is_some_and(|at| at <= now);
-        for finding in findings {
-            let wanted = self.known.update(&finding, now);
-            self.metrics.set_pattern_error(&finding.server, finding.found.errors.first().map(ToString::to_string));
-            news |= self.found.insert(finding.server, wanted.clone()).unwrap_or_default() != wanted;
+        for Finding { server, queues } in findings {
+            let asker = format!("patterns of {server}");
+            match queues {
+                Ok(queues) => {
+                    self.common.outages.back(&server.to_string(), &asker, 0);
+                    self.metrics.set_pattern_trouble(&server, None);
+                    let too_many = queues.found.errors.first().map(ToString::to_string);
+                    self.metrics.set_pattern_error(&server, too_many);
+                    let wanted = self.known.update(&server, &queues, now);
+                    news |= self.found.insert(server, wanted.clone()).unwrap_or_default() != wanted;
+                }
+                Err(error) => {
+                    self.metrics.set_pattern_trouble(&server, Some(&error.to_string()));
+                    self.common.outages.lost(&Lost {
+                        server: server.to_string(),
+                        role: "source",
+                        kind: error.kind(),
+                        reason: format!("{error} ({})", error.advice()),
+                        forward: asker,
+                        next: format!("asking for its queues again in {} s", finder::AGAIN.as_secs()),
+                    });
+                }
+            }
         }
         if news {
             self.arrange_forwards(self.common.max_job_size);
+            if self.finder.is_none() {
+                self.start_finder();
+            }
         }
     }
 
@@ -403,8 +430,10 @@ impl Proxy<'_> {
                 Err(error) => error!("{error}"),
             }
         }
-        // Those that still match go on until the servers are asked again.
+        // Those that still match continue until the servers are asked again.
+        self.metrics.clear_patterns();
         for (server, forwards) in &mut self.found {
+            self.common.outages.gone(&format!("patterns of {server}"));
             let queues: Vec<String> = forwards.iter().map(|forward| forward.source.queue.clone()).collect();
             *forwards = self.config.found_forwards(server, queues.iter().map(String::as_str)).forwards;
         }
@@ -484,7 +513,7 @@ mod tests {
             thread::sleep(SAME_SIGNAL * 2 + SECOND_SIGNAL);
             child.try_wait().unwrap()
         };
-        // One and a SIGHUP are no second one.
+        // One and a SIGHUP are not a second one.
         assert_eq!((send("TERM"), send("HUP")), (None, None));
         let began = Instant::now();
         let status = loop {

@@ -188,6 +188,10 @@ impl Relay {
             Event::SourcePackets { generation, packets } => self.source_packets(now, generation, packets),
             Event::SourceWritten { generation, buffer, failed } => self.source_written(generation, buffer, failed),
             Event::SourceLost { generation, loss } => self.source_lost(now, generation, &loss),
+            Event::SourceProgress { generation } => self.session.write_moved(now, generation),
+            Event::HeldUp(Pump::Reader) => self.reader_is_held_up = true,
+            Event::HeldUp(Pump::Confirmer(submitter)) => self.stop_reading(submitter),
+            Event::HeldUp(_) => {}
             Event::Connected(line) => self.connected(now, line),
             Event::ConnectFailed(line, loss) => self.connect_failed(now, line, &loss),
             Event::Staged { line, number, outcomes, chunk } => self.staged(now, line, number, outcomes, chunk),
@@ -324,7 +328,7 @@ impl Relay {
         if let Some(step) = self.write_source(now) {
             return step;
         }
-        if self.session.out.len() <= MAX_OUTPUT
+        if self.session.output() <= MAX_OUTPUT
             && let Some((generation, expected)) = self.reading(submitter, now)
         {
             return Step::Read { generation, expected };
@@ -364,7 +368,7 @@ impl Relay {
         if ended || self.rejects.is_ready(now) {
             self.wake(Pump::Rejecter);
         }
-        let readable = self.session.out.len() <= MAX_OUTPUT;
+        let readable = self.session.output() <= MAX_OUTPUT;
         // One that was woken for work will take it.
         let mut work = self.waiting.len() + self.suspects.len();
         work = work.saturating_sub(self.lines.iter().filter(|line| line.woken).count());
@@ -417,7 +421,7 @@ impl Relay {
         self.source_due(&mut due);
         self.lines_due(&mut due);
         due = due.min(self.release_at().unwrap_or(Now::MAX)).min(self.timeouts_due());
-        if self.reader_is_held_up {
+        if self.reader_is_held_up && self.reader_parked {
             due = due.min(now + ROOM_LOOK);
         }
         // What only waits for a moment; one that has passed waits for something else.

@@ -131,7 +131,7 @@ trait Watch {
     fn end(&mut self, _outcome: &[u8]) {}
 }
 
-/// Nobody watches.
+/// For stages that are not explained.
 impl Watch for () {}
 
 impl Stages {

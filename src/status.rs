@@ -16,6 +16,7 @@ use regex::bytes::{Regex, RegexBuilder};
 
 use crate::config::{Address, Server};
 use crate::metrics::{ForwardMetrics, Metrics, State, Trouble};
+use crate::sandbox;
 
 pub use worker::StatusWorker;
 
@@ -78,13 +79,19 @@ struct Verdict {
     working: usize,
 }
 
+/// Whether the kernel restricts this process.
+fn seccomp() -> String {
+    format!("seccomp {}", sandbox::status())
+}
+
 impl Verdict {
     fn of(metrics: &Metrics) -> Verdict {
         let forwards = metrics.forwards();
         let in_state = |state| forwards.iter().filter(|forward| forward.state() == state).count();
         let (working, connecting) = (in_state(State::Working), in_state(State::Connecting));
         let mut text = String::new();
-        let failed = failed_servers(&forwards);
+        let pattern_troubles = metrics.pattern_troubles();
+        let failed = failed_servers(&forwards, &pattern_troubles);
         if !failed.is_empty() {
             let servers: Vec<String> = failed.iter().map(|(server, reason)| format!("{server} ({reason})")).collect();
             let _ = write!(text, " {} failed: {}.", plural(failed.len(), "server"), servers.join(", "));
@@ -101,10 +108,14 @@ impl Verdict {
             let (queue, reason) = (label(&forward.config.source.queue), printable(&last.reason));
             let _ = write!(text, " {rejected} jobs rejected, last in {queue} ({reason}).");
         }
+        for error in metrics.pattern_errors() {
+            let _ = write!(text, " {}.", label(&error));
+        }
         if let Some(since) = metrics.configuration_wrong() {
             let _ = write!(text, " configuration wrong since {}.", utc(since));
         }
-        let (code, state) = if !forwards.is_empty() && working + connecting == 0 {
+        let none_expected = forwards.is_empty() && pattern_troubles.is_empty();
+        let (code, state) = if working + connecting == 0 && !none_expected {
             (2, "CRITICAL")
         } else if !text.is_empty() {
             (1, "WARNING")
@@ -145,8 +156,11 @@ fn backlog_of(forward: &ForwardMetrics) -> u64 {
 }
 
 /// Each unavailable server with the reason that was there first, in order of `HOST:PORT`.
-fn failed_servers(forwards: &[impl AsRef<ForwardMetrics>]) -> BTreeMap<String, String> {
-    let mut first: BTreeMap<Server, Trouble> = BTreeMap::new();
+fn failed_servers(
+    forwards: &[impl AsRef<ForwardMetrics>],
+    pattern_troubles: &BTreeMap<Server, Trouble>,
+) -> BTreeMap<String, String> {
+    let mut first = pattern_troubles.clone();
     for (server, trouble) in forwards.iter().flat_map(|forward| forward.as_ref().troubles()) {
         let known = first.entry(server).or_insert_with(|| trouble.clone());
         if (trouble.since, &trouble.reason) < (known.since, &known.reason) {
@@ -382,6 +396,27 @@ mod tests {
         let filter = |length: usize| format!("check perfdatafilter={}", "a|".repeat(length / 2));
         assert_eq!(ask(&two(), &filter(64 << 10)), "3:UNKNOWN - perfdatafilter is longer than 1024 bytes");
         assert!(ask(&two(), &filter(1 << 10)).starts_with("0:OK"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_patterns_is_a_warning_and_critical_where_nothing_else_works() {
+        let metrics = Metrics::default();
+        let server = Server { host: String::from("h"), port: 1 };
+        let message = |metrics| check(metrics, "check").split_once('|').unwrap().0.to_owned();
+        metrics.set_pattern_trouble(&server, Some("connection refused"));
+        let failed = "1 server failed: h:1 (connection refused).";
+        assert_eq!(message(&metrics), format!("2:CRITICAL - proxy version v1.0.0 running. {failed}"));
+        metrics.set_forwards(two().to_vec());
+        assert_eq!(message(&metrics), format!("1:WARNING - proxy version v1.0.0 running. {failed}"));
+        metrics.set_pattern_trouble(&server, None);
+        metrics
+            .set_pattern_error(&server, Some(String::from("1001 queues match the pattern in line 2, relaying 1000")));
+        assert_eq!(
+            message(&metrics),
+            "1:WARNING - proxy version v1.0.0 running. h:1: 1001 queues match the pattern in line 2, relaying 1000."
+        );
+        metrics.clear_patterns();
+        assert_eq!(message(&metrics), "0:OK - proxy version v1.0.0 running.");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use support::{
     Consumer, Folder, Gearmand, Proxy, Queue, Relay, Site, Status, assert_same_set, numbered, wait_for,
@@ -85,6 +86,59 @@ fn a_second_signal_ends_it_at_once_with_status_1() {
         !site.proxy.is_running()
     });
     assert_eq!(site.proxy.exit_status().code(), Some(1));
+}
+
+/// A whole stop may take 10 s; with nothing to deliver it is a second.
+const PROMPT: Duration = Duration::from_secs(5);
+
+/// It ends with status 0, and does not wait for anything.
+#[track_caller]
+fn stops_promptly(proxy: &mut Proxy) {
+    let begun = Instant::now();
+    assert_eq!(proxy.stop().code(), Some(0));
+    assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn with_nothing_held_it_ends_at_once_whatever_hangs() {
+    for (source_hangs, destination_hangs) in [(true, false), (false, true), (true, true)] {
+        for from_the_start in [false, true] {
+            let (mut source, mut destination) = (Gearmand::start(), Gearmand::start());
+            let config = format!(
+                "statusqueue = {}\n{} = {}\n",
+                source.queue("status"),
+                source.queue("work"),
+                destination.queue("work")
+            );
+            let mut proxy = (!from_the_start).then(|| Proxy::start(&config));
+            if proxy.is_some() {
+                source.wait_for_workers("work", 1);
+            }
+            for (server, hangs) in [(&mut source, source_hangs), (&mut destination, destination_hangs)] {
+                if hangs {
+                    server.freeze();
+                }
+            }
+            let proxy = proxy.get_or_insert_with(|| Proxy::start(&config));
+            wait_for("it has connections", || source.connections().len() + destination.connections().len() > 1);
+            stops_promptly(proxy);
+        }
+    }
+}
+
+#[test]
+fn a_too_large_job_that_comes_slowly_does_not_delay_the_end() {
+    let (source, destination) = (Gearmand::start(), Gearmand::start());
+    let line = Relay::with_rate(source.address(), 50_000);
+    let mut proxy =
+        Proxy::start(&format!("max_job_size = 100K\n{} = {}\n", line.queue("work"), destination.queue("work")));
+    source.wait_for_workers("work", 1);
+    // It takes a minute.
+    source.client().submit_background("work", b"", &vec![b'x'; 3_000_000]);
+    wait_until_equal("jobs on their way", 1, || source.status("work").running);
+    stops_promptly(&mut proxy);
+    drop(line);
+    wait_until_equal("it waits again", Queue { total: 1, running: 0, workers: 0 }, || source.status("work"));
 }
 
 /// Two sites that one proxy serves.

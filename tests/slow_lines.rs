@@ -38,14 +38,14 @@ impl Site {
 }
 
 fn jobs(count: usize, size: usize) -> Vec<Vec<u8>> {
-    (0..count).map(|n| format!("{n:0size$}").into_bytes()).collect()
+    (0..count).map(|n| [format!("job {n} ").into_bytes(), vec![b'x'; size]].concat()).collect()
 }
 
 /// The connection is silent for all the time that the job takes, which is longer than a server may be silent else.
 #[test]
 fn a_job_that_takes_longer_than_an_answer_may_arrives_once() {
-    let site = Site::start(16_000);
-    let job = jobs(1, 320_000);
+    let site = Site::start(40_000);
+    let job = jobs(1, 800_000);
     let begun = Instant::now();
     site.source.submit_all("work", &job);
     wait_for("it arrives", || site.consumer.count() > 0);

@@ -1,23 +1,23 @@
 //! Writing: stages make submissions of jobs, and bytes go out on sockets that another thread may shut down.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{Level, log_enabled, trace};
-use parking_lot::Mutex;
 use socket2::SockRef;
 
-use super::{LIMITS, Shared};
+use super::memory::{self, Large, Mover, PIECE, Share};
+use super::{LIMITS, Shared, Socket};
 use crate::config::{Address, Priority, Server};
 use crate::gearman::admin;
 use crate::gearman::connection::{Connection, ConnectionError};
 use crate::gearman::packet::kind;
 use crate::logging::escaped;
 use crate::notify::Heartbeat;
-use crate::relay::{Batch, Chunk, Event, Job, LineId, Payload, Staged, UniqueId};
+use crate::relay::{Batch, Chunk, Event, Job, LineId, Payload, Pump, Staged, UniqueId};
 use crate::stages::{self, Failure, Scratch, Undeliverable};
 
 /// A write that takes so long has waited for the other side.
@@ -26,6 +26,12 @@ const WAITED: Duration = Duration::from_millis(10);
 /// After this time, or this many bytes, a batch is sent as far as it is staged; the rest waits again.
 const STAGING: Duration = Duration::from_millis(100);
 const STAGED_BYTES: usize = 1 << 20;
+
+/// A submitter's buffers are not kept beyond this, bytes.
+const LARGEST_SCRATCH: usize = 256 << 10;
+
+/// What stages may make of a job without being asked, bytes.
+const FREELY_STAGED: usize = 256 << 10;
 
 /// send(2) that does not wait, on a socket that others may wait on (Linux).
 const MSG_DONTWAIT: i32 = 0x40;
@@ -55,7 +61,7 @@ impl Shared {
 }
 
 /// Runs the stages of a batch.
-pub fn stage(shared: &Shared, scratch: &mut Scratch, batch: Batch) -> Event {
+pub fn stage(shared: &Shared, pump: Pump, heartbeat: &Heartbeat, scratch: &mut Scratch, batch: Batch) -> Event {
     let Batch { line, number, destination, jobs } = batch;
     let queue = shared.config.destinations.get(destination).map_or("", |address| &address.queue);
     let began = Instant::now();
@@ -67,12 +73,27 @@ pub fn stage(shared: &Shared, scratch: &mut Scratch, batch: Batch) -> Event {
         let enough = !outcomes.is_empty() && (began.elapsed() > STAGING || chunk.len() > STAGED_BYTES);
         outcomes.push(match stopped || enough {
             true => Staged::Interrupted,
-            false => stage_one(shared, queue.as_bytes(), scratch, &mut chunk, &mut unique, job, id),
+            false => {
+                let share = |bytes| heartbeat.idle(|| grow(shared, bytes, pump));
+                stage_one(shared, queue.as_bytes(), scratch, &mut chunk, &mut unique, job, id, share)
+            }
         });
+    }
+    if scratch.capacity() > LARGEST_SCRATCH {
+        *scratch = Scratch::default();
     }
     Event::Staged { line, number, outcomes, chunk }
 }
 
+/// What a job takes that its stages make large.
+fn grow(shared: &Shared, bytes: usize, pump: Pump) -> Option<Arc<Share>> {
+    // What has its turn may wait for this submitter.
+    shared
+        .large(Large::Job)
+        .or_else(|| shared.share(Large::Job, bytes, pump, || !shared.stopped.load(Ordering::Relaxed)))
+}
+
+#[allow(clippy::too_many_arguments)]
 fn stage_one(
     shared: &Shared,
     queue: &[u8],
@@ -81,11 +102,20 @@ fn stage_one(
     unique: &mut Vec<u8>,
     job: Job,
     id: UniqueId,
+    grow: impl FnOnce(usize) -> Option<Arc<Share>>,
 ) -> Staged {
     let config = &shared.config;
     let max_size = shared.common.max_job_size;
     let limits = stages::Limits { max_size, cpu: stages::CPU_LIMIT, stop: &shared.stopped };
-    let staged = match config.stages.apply(job.data(), scratch, &limits) {
+    // As much as was reserved when the job came.
+    let reserved = max_size.min(job.data().len().saturating_mul(2).max(FREELY_STAGED));
+    let mut staged = config.stages.apply(job.data(), scratch, &stages::Limits { max_size: reserved, ..limits });
+    if reserved < max_size && matches!(staged, Err(Failure::Undeliverable(Undeliverable::OutcomeTooLarge))) {
+        let Some(share) = grow(memory::with_stages(config, max_size)) else { return Staged::Abandoned };
+        chunk.keep(share);
+        staged = config.stages.apply(job.data(), scratch, &limits);
+    }
+    let staged = match staged {
         Ok(staged) => staged,
         Err(Failure::Undeliverable(undeliverable)) => return Staged::Undeliverable(undeliverable),
         Err(Failure::Stopped) => return Staged::Abandoned,
@@ -119,6 +149,9 @@ fn stage_one(
     let submitted = if std::ptr::eq(staged.data, job.data()) {
         chunk.submit(kind, queue, unique, Payload::Unchanged(job))
     } else {
+        if staged.data.len() > PIECE {
+            job.home().into_iter().for_each(|home| chunk.keep(home));
+        }
         chunk.submit(kind, queue, unique, Payload::Changed(staged.data))
     };
     match submitted {
@@ -127,7 +160,7 @@ fn stage_one(
     }
 }
 
-fn stream(place: Option<&Mutex<Option<(u32, Arc<TcpStream>)>>>, generation: u32) -> Option<Arc<TcpStream>> {
+pub fn stream(place: Option<&Socket>, generation: u32) -> Option<Arc<TcpStream>> {
     let place = place?.lock();
     let (current, stream) = place.as_ref()?;
     (*current == generation).then(|| Arc::clone(stream))
@@ -138,12 +171,14 @@ pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
     let Some(stream) = stream(shared.lines.get(line.submitter), line.generation) else {
         return Event::Written { line, rest: Some(chunk), failed: true };
     };
+    let large = if chunk.len() > PIECE { shared.large(Large::Job) } else { None };
     while !chunk.is_empty() {
         let began = Instant::now();
-        match (&*stream).write_vectored(&chunk.slices()) {
+        match (&*stream).write_vectored(&chunk.slices(PIECE)) {
             Ok(0) => return Event::Written { line, rest: Some(chunk), failed: true },
             Ok(count) => {
                 chunk.advance(count);
+                large.iter().for_each(|share| share.moved(Mover::Destination(line), count));
                 // Only room that had to be waited for shows that somebody reads at the other end.
                 if began.elapsed() >= WAITED {
                     shared.feed(Event::Progress(line));
@@ -153,6 +188,7 @@ pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
             Err(_) => return Event::Written { line, rest: Some(chunk), failed: true },
         }
     }
+    large.iter().for_each(|share| share.sent());
     Event::Written { line, rest: None, failed: false }
 }
 
@@ -161,7 +197,7 @@ pub fn write_without_blocking(shared: &Shared, line: LineId, mut chunk: Chunk) -
     let Some(stream) = stream(shared.lines.get(line.submitter), line.generation) else {
         return Event::Written { line, rest: Some(chunk), failed: true };
     };
-    match SockRef::from(&*stream).send_vectored_with_flags(&chunk.slices(), MSG_DONTWAIT) {
+    match SockRef::from(&*stream).send_vectored_with_flags(&chunk.slices(usize::MAX), MSG_DONTWAIT) {
         Ok(count) => {
             chunk.advance(count);
             Event::Written { line, rest: Some(chunk), failed: false }
@@ -173,12 +209,21 @@ pub fn write_without_blocking(shared: &Shared, line: LineId, mut chunk: Chunk) -
     }
 }
 
-/// Writes grabs and acknowledgements.
+/// Writes grabs, acknowledgements and results.
 pub fn write_source(shared: &Shared, generation: u32, mut bytes: Vec<u8>) -> Event {
-    let written = match stream(Some(&shared.source), generation) {
-        Some(stream) => (&*stream).write_all(&bytes),
-        None => Err(io::ErrorKind::NotConnected.into()),
-    };
+    let mut failed = true;
+    if let Some(stream) = stream(Some(&shared.source), generation) {
+        let large = if bytes.len() > PIECE { shared.large(Large::Result) } else { None };
+        failed = bytes.chunks(PIECE).any(|piece| {
+            let began = Instant::now();
+            let failed = (&*stream).write_all(piece).is_err();
+            if began.elapsed() >= WAITED && !failed {
+                shared.feed(Event::SourceProgress { generation });
+            }
+            large.iter().for_each(|share| share.moved(Mover::Source(generation), piece.len()));
+            failed
+        });
+    }
     bytes.clear();
-    Event::SourceWritten { generation, buffer: bytes, failed: written.is_err() }
+    Event::SourceWritten { generation, buffer: bytes, failed }
 }

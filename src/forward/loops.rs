@@ -14,9 +14,13 @@ use parking_lot::Mutex;
 use super::{LIMITS, Shared, witness};
 use crate::config::{ForwardConfig, Server};
 use crate::gearman::admin;
+use crate::gearman::connection::ConnectionError;
 
 /// Between looks whether another forward's question to the same server was answered.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// A server that does not answer the question is not asked again for this long: each time delays a forward's start.
+const UNTOLD: Duration = Duration::from_secs(600);
 
 /// See the module.
 #[derive(Debug)]
@@ -48,6 +52,8 @@ struct Node {
 #[derive(Debug, Default)]
 struct Answer {
     asked: Option<Instant>,
+    /// When it did not answer.
+    untold: Option<Instant>,
     forwards: Vec<usize>,
 }
 
@@ -109,17 +115,19 @@ impl Loops {
                 }
                 continue;
             };
-            if answer.asked.is_none_or(|asked| asked < since) {
+            let untold = answer.untold.is_some_and(|untold| untold.elapsed() < UNTOLD);
+            if !untold && answer.asked.is_none_or(|asked| asked < since) {
                 let asked = Instant::now();
                 let mut forwards = Vec::new();
                 // A server that doesn't know the command is not another name of one that is known by it.
                 let outcome = admin::each_worker(server, &LIMITS, &shared.ended, |client_id, _| {
                     forwards.extend(self.number_in(client_id));
                 });
-                if let Err(error) = outcome {
+                if let Err(error) = &outcome {
                     log::debug!("{server} does not tell its workers: {error}");
                 }
-                *answer = Answer { asked: Some(asked), forwards };
+                let untold = matches!(outcome, Err(ConnectionError::NoAnswer(_))).then(Instant::now);
+                *answer = Answer { asked: Some(asked), untold, forwards };
             }
             return answer.forwards.clone();
         }

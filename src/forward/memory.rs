@@ -1,13 +1,21 @@
-//! The memory of all forwards: one budget, and one pool of buffers for the jobs to come.
+//! The memory of all forwards: one budget for everything that grows with what others send, counted by capacity before it
+//! grows, and one pool of buffers for the jobs to come.
+//!
+//! Small things (buffers, blocks of jobs) are counted as they are. What is larger reserves what it will take with all that
+//! becomes of it: in the budget, or where that is not enough by waiting for its turn, of which there is one at a time.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::config::ForwardConfig;
-use crate::relay::Home;
+use crate::relay::{Home, LineId};
 
-/// Bytes of jobs that all forwards together hold.
+/// Bytes that all forwards together hold.
 const BUDGET: usize = 128 << 20;
 
 /// Bytes of jobs that one forward holds before it takes them one by one.
@@ -17,11 +25,35 @@ const FORWARD_BYTES: usize = 8 << 20;
 const BYTES_PER_JOB: usize = 1 << 10;
 const MOST_FORWARD_BYTES: usize = 64 << 20;
 
+/// What a packet from the source may take without being asked about, bytes; and one from all destination connections of a
+/// forward together.
+pub const FREE: usize = 256 << 10;
+
+/// Stages make this many times its size of a job: its text, what a stage makes of it, and the submission.
+const STAGES_FACTOR: usize = 5;
+
+/// A result is there three times: as it was read, as a reply, and as a packet for the source.
+pub const RESULT_FACTOR: usize = 3;
+
+/// What is larger is written in pieces of this size, bytes, so that it is seen to move.
+pub const PIECE: usize = 128 << 10;
+
 /// Bytes of buffers that are kept for the jobs to come.
 const POOL_BYTES: usize = 8 << 20;
 
 /// A larger buffer is not kept, bytes.
 const LARGEST_KEPT: usize = 64 << 10;
+
+/// What is read at once from a source by all forwards that are busy, bytes, and by one at least.
+const READ_BYTES: usize = 16 << 20;
+const SMALLEST_READ: usize = 8 << 10;
+
+/// Of what has its turn so many bytes must move in this time, or whoever does not move them loses the session.
+const PACE_BYTES: usize = 480 << 10;
+const PACE: Duration = Duration::from_secs(30);
+
+/// How long a job that has its turn may wait for other jobs, or for the reject queue.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 /// Bytes of jobs that a forward holds at most.
 pub fn forward_bytes(config: &ForwardConfig) -> usize {
@@ -31,17 +63,89 @@ pub fn forward_bytes(config: &ForwardConfig) -> usize {
     }
 }
 
+/// What a job of this size takes with all that becomes of it.
+pub fn with_stages(config: &ForwardConfig, size: usize) -> usize {
+    if config.stages.is_identity() { size } else { size.saturating_mul(STAGES_FACTOR) }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Memory {
     held: AtomicUsize,
+    /// Readers with more than a small buffer.
+    busy: AtomicUsize,
     pool: Mutex<Pool>,
+    /// For jobs with what their stages make of them, and for results: a job may be held until its result is sent.
+    lines: [Arc<Mutex<Line>>; 2],
+}
+
+/// What waits for its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Large {
+    Job = 0,
+    Result = 1,
 }
 
 #[derive(Debug, Default)]
 struct Pool {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
+    /// A buffer was taken since the last look.
+    used: bool,
+}
+
+/// Who waits for the turn, first come first served. Whoever has given up is not there any more.
+#[derive(Debug, Default)]
+struct Line {
+    taken: bool,
+    waiting: VecDeque<(Sender<Turn>, Weak<()>)>,
+}
+
+/// A place in the line, until it is dropped.
+pub struct Place {
+    pub turn: Receiver<Turn>,
+    _waits: Arc<()>,
+}
+
+/// The right to take more than the budget has, one at a time in the process.
+#[derive(Debug)]
+pub struct Turn {
+    line: Arc<Mutex<Line>>,
+    pace: Mutex<Pace>,
+}
+
+/// Who is to move the bytes of what has its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mover {
+    Source(u32),
+    Destination(LineId),
+    /// It waits here.
+    Nobody,
+}
+
+#[derive(Debug)]
+struct Pace {
+    mover: Mover,
+    /// Since this one moves it, and how much since `until` was set.
+    began: Instant,
+    moved: usize,
+    until: Instant,
+}
+
+/// What a large thing takes with all that becomes of it, until the last of it is gone: bytes of the budget, or the turn.
+#[derive(Debug)]
+pub struct Share {
+    memory: Arc<Memory>,
+    bytes: usize,
+    turn: Option<Turn>,
+}
+
+/// The buffers of one thread, counted.
+#[derive(Debug)]
+pub struct Buffers {
+    memory: Arc<Memory>,
+    bytes: usize,
+    is_busy: bool,
 }
 
 impl Memory {
@@ -53,16 +157,152 @@ impl Memory {
     /// A buffer that was used before, if there is one.
     pub fn spare_buffer(&self) -> Vec<u8> {
         let mut pool = self.pool.lock();
+        pool.used = true;
         let buffer = pool.buffers.pop().unwrap_or_default();
         pool.bytes -= buffer.capacity();
         buffer
     }
 
-    /// Gives back what no forward needs while nothing comes.
+    /// Gives back what nobody needed since the last time.
     pub fn rest(&self) {
-        if self.held.load(Ordering::Relaxed) == 0 {
-            *self.pool.lock() = Pool::default();
+        let mut pool = self.pool.lock();
+        if !std::mem::take(&mut pool.used) {
+            *pool = Pool::default();
         }
+    }
+
+    /// What a busy reader may read at once, bytes.
+    pub fn read_size(&self) -> usize {
+        (READ_BYTES / self.busy.load(Ordering::Relaxed).max(1)).clamp(SMALLEST_READ, LARGEST_KEPT)
+    }
+
+    /// Reserves bytes, if they are there.
+    pub fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Arc<Share>> {
+        let fits = |held: usize| held.checked_add(bytes).filter(|&held| held <= BUDGET);
+        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Arc::new(Share { memory: Arc::clone(self), bytes, turn: None }))
+    }
+
+    /// The turn comes through the place's channel, to be made a share by [`Self::hold`].
+    pub fn line_up(&self, what: Large) -> Place {
+        let (send, turn) = bounded(1);
+        let waits = Arc::new(());
+        let line = &self.lines[what as usize];
+        line.lock().waiting.push_back((send, Arc::downgrade(&waits)));
+        call_next(line);
+        Place { turn, _waits: waits }
+    }
+
+    pub fn hold(self: &Arc<Self>, turn: Turn) -> Arc<Share> {
+        Arc::new(Share { memory: Arc::clone(self), bytes: 0, turn: Some(turn) })
+    }
+}
+
+/// Gives the turn to the first who still waits for it.
+fn call_next(line: &Arc<Mutex<Line>>) {
+    let next = {
+        let mut line = line.lock();
+        if line.taken {
+            return;
+        }
+        line.waiting.retain(|(_, waits)| waits.strong_count() > 0);
+        let next = line.waiting.pop_front();
+        line.taken = next.is_some();
+        next
+    };
+    if let Some((next, _)) = next {
+        // Who has given up just now drops it, which calls the next one.
+        let _ = next.send(Turn { line: Arc::clone(line), pace: Mutex::new(Pace::new(Mover::Nobody)) });
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.line.lock().taken = false;
+        call_next(&self.line);
+    }
+}
+
+impl Pace {
+    fn new(mover: Mover) -> Pace {
+        let now = Instant::now();
+        let limit = if mover == Mover::Nobody { LONGEST_WAIT } else { PACE };
+        Pace { mover, began: now, moved: 0, until: now + limit }
+    }
+}
+
+impl Share {
+    /// Somebody has moved bytes of it, or is to do so from now on.
+    pub fn moved(&self, mover: Mover, bytes: usize) {
+        let Some(turn) = &self.turn else { return };
+        let mut pace = turn.pace.lock();
+        if pace.mover != mover {
+            *pace = Pace::new(mover);
+        }
+        pace.moved += bytes;
+        if pace.moved >= PACE_BYTES {
+            pace.moved = 0;
+            pace.until = Instant::now() + PACE;
+        }
+    }
+
+    /// All of it is sent. What stands in buffers on the way may take several times as long as sending it did.
+    pub fn sent(&self) {
+        let Some(turn) = &self.turn else { return };
+        let mut pace = turn.pace.lock();
+        pace.until = Instant::now() + PACE + 4 * pace.began.elapsed();
+    }
+
+    /// Who did not move enough of it.
+    pub fn late(&self) -> Option<Mover> {
+        let mut pace = self.turn.as_ref()?.pace.lock();
+        let mover = (pace.until <= Instant::now()).then_some(pace.mover)?;
+        // Told once; whoever it was is on the way out.
+        *pace = Pace::new(Mover::Nobody);
+        Some(mover)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.memory.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A block in it is counted already.
+impl Home for Share {
+    fn lend(&self, _bytes: usize) {}
+
+    fn take_back(&self, _bytes: Vec<u8>) {}
+}
+
+impl Buffers {
+    pub fn new(memory: &Arc<Memory>) -> Buffers {
+        Buffers { memory: Arc::clone(memory), bytes: 0, is_busy: false }
+    }
+
+    /// They have this capacity now.
+    pub fn count(&mut self, bytes: usize) {
+        if bytes != self.bytes {
+            self.memory.held.fetch_add(bytes, Ordering::Relaxed);
+            self.memory.held.fetch_sub(self.bytes, Ordering::Relaxed);
+            self.bytes = bytes;
+        }
+    }
+
+    /// Whether they are a reader's who has many jobs to read.
+    pub fn set_busy(&mut self, is_busy: bool) {
+        if std::mem::replace(&mut self.is_busy, is_busy) != is_busy {
+            let change = if is_busy { 1 } else { usize::MAX };
+            self.memory.busy.fetch_add(change, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        self.count(0);
+        self.set_busy(false);
     }
 }
 
@@ -101,18 +341,77 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_bounded_and_emptied_when_nothing_is_held() {
+    fn the_pool_is_bounded_and_emptied_when_nobody_takes_from_it() {
         let memory = Memory::default();
+        memory.spare_buffer();
         for _ in 0..2 * POOL_BYTES / LARGEST_KEPT {
             memory.lend(LARGEST_KEPT);
             memory.take_back(Vec::with_capacity(LARGEST_KEPT));
         }
         assert!(memory.pool.lock().bytes <= POOL_BYTES);
-        memory.lend(2 * LARGEST_KEPT);
         memory.rest();
         assert!(!memory.pool.lock().buffers.is_empty());
-        memory.take_back(Vec::with_capacity(2 * LARGEST_KEPT));
         memory.rest();
         assert!(memory.pool.lock().buffers.is_empty());
+    }
+
+    #[test]
+    fn reservations_and_buffers_never_exceed_the_budget() {
+        let memory = Arc::new(Memory::default());
+        let mut buffers = Buffers::new(&memory);
+        buffers.count(BUDGET / 2);
+        let share = memory.reserve(BUDGET / 2).unwrap();
+        assert!(memory.reserve(1).is_none() && memory.reserve(usize::MAX).is_none());
+        assert!(share.turn.is_none() && share.late().is_none());
+        drop(share);
+        buffers.count(0);
+        assert!(memory.reserve(BUDGET).is_some());
+        assert_eq!(memory.spare(), BUDGET);
+    }
+
+    #[test]
+    fn turns_come_one_at_a_time_in_order_and_past_who_gave_up() {
+        let memory = Arc::new(Memory::default());
+        let places: Vec<_> = (0..4).map(|_| memory.line_up(Large::Job)).collect();
+        let [first, second, third, fourth] = places.try_into().ok().unwrap();
+        let share = memory.hold(first.turn.try_recv().unwrap());
+        assert!(share.turn.is_some() && second.turn.try_recv().is_err());
+        drop(second);
+        let kept = Arc::clone(&share);
+        drop(share);
+        assert!(third.turn.try_recv().is_err(), "something of the first is still there");
+        drop(kept);
+        assert!(fourth.turn.try_recv().is_err());
+        // It was given, and is passed on unused.
+        drop(third);
+        assert!(fourth.turn.try_recv().is_ok());
+    }
+
+    #[test]
+    fn whoever_does_not_move_enough_is_late_and_told_once() {
+        let memory = Arc::new(Memory::default());
+        let share = memory.hold(memory.line_up(Large::Result).turn.try_recv().unwrap());
+        let age = |by: Duration| share.turn.as_ref().unwrap().pace.lock().until -= by;
+        share.moved(Mover::Source(1), 0);
+        age(PACE - Duration::from_secs(1));
+        assert_eq!(share.late(), None);
+        share.moved(Mover::Source(1), PACE_BYTES);
+        age(PACE - Duration::from_secs(1));
+        share.moved(Mover::Source(1), PACE_BYTES - 1);
+        assert_eq!(share.late(), None);
+        age(Duration::from_secs(1));
+        assert_eq!(share.late(), Some(Mover::Source(1)));
+        assert_eq!(share.late(), None);
+    }
+
+    #[test]
+    fn many_busy_readers_read_less_at_once() {
+        let memory = Arc::new(Memory::default());
+        assert_eq!(memory.read_size(), LARGEST_KEPT);
+        let mut all: Vec<_> = (0..5000).map(|_| Buffers::new(&memory)).collect();
+        all.iter_mut().for_each(|buffers| buffers.set_busy(true));
+        assert_eq!(memory.read_size(), SMALLEST_READ);
+        drop(all);
+        assert_eq!(memory.read_size(), LARGEST_KEPT);
     }
 }

@@ -4,7 +4,8 @@ use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use super::line::{stage, write_source, write_without_blocking};
+use super::line::{stage, stream, write_source, write_without_blocking};
+use super::memory::{self, Buffers, Large, Mover, Share};
 use super::{Shared, cause, gather, loss};
 use crate::gearman::connection::{Connection, ConnectionError};
 use crate::relay::{Event, Home, Intake, Loss, Origin, Pump, Step};
@@ -15,6 +16,9 @@ struct Source {
     generation: u32,
     stream: Arc<TcpStream>,
     intake: Intake,
+    buffers: Buffers,
+    /// For the large job that is under way.
+    share: Option<Arc<Share>>,
 }
 
 pub fn run(shared: &Arc<Shared>) {
@@ -30,19 +34,26 @@ pub fn run(shared: &Arc<Shared>) {
             }
             Step::Read { generation, expected } => {
                 match source.as_mut().filter(|source| source.generation == generation) {
-                    Some(source) => event = Some(heartbeat.idle(|| read(shared, source, expected))),
+                    Some(open) => event = Some(heartbeat.idle(|| read(shared, open, expected))),
                     // It is known already that this connection is gone.
                     None => heartbeat.idle(|| shared.wait(Pump::Reader, None)),
                 }
+                if matches!(event, Some(Event::SourceLost { .. })) {
+                    source = None;
+                }
             }
-            Step::Stage(batch) => event = Some(stage(shared, &mut scratch, batch)),
+            Step::Stage(batch) => event = Some(stage(shared, Pump::Reader, &heartbeat, &mut scratch, batch)),
             Step::Write(line, chunk) => event = Some(write_without_blocking(shared, line, chunk)),
             Step::WriteSource { generation, bytes } => {
                 event = Some(heartbeat.idle(|| write_source(shared, generation, bytes)));
             }
             Step::Pause(limit) => heartbeat.idle(|| shared.wait(Pump::Reader, Some(limit))),
             Step::End => break,
-            _ => heartbeat.idle(|| shared.wait(Pump::Reader, None)),
+            _ => {
+                // Of one that others have ended nothing is kept.
+                source = source.filter(|source| is_current(shared, source));
+                heartbeat.idle(|| shared.wait(Pump::Reader, None));
+            }
         }
         heartbeat.turn();
     }
@@ -55,12 +66,14 @@ fn connect(shared: &Arc<Shared>, generation: u32, source: &mut Option<Source>) -
             let Connection { stream, incoming, .. } = connection;
             let same = shared.common.witnesses.is_same(shared);
             let origin = Origin::new(&shared.config.source.server.to_string(), process_id, &shared.config.source.queue);
-            let home: Arc<dyn Home> = Arc::clone(&shared.common.memory) as Arc<dyn Home>;
+            let memory = &shared.common.memory;
+            let home: Arc<dyn Home> = Arc::clone(memory) as Arc<dyn Home>;
             let intake = Intake::new(incoming.unread(), shared.common.max_job_size, origin, Some(home));
+            let buffers = Buffers::new(memory);
             let stream = Arc::new(stream);
             *shared.source.lock() = Some((generation, Arc::clone(&stream)));
             shared.common.witnesses.connected(shared);
-            *source = Some(Source { generation, stream, intake });
+            *source = Some(Source { generation, stream, intake, buffers, share: None });
             Event::SourceConnected { generation, process_id, same }
         }
         Err(loss) => Event::SourceFailed { generation, loss },
@@ -96,6 +109,10 @@ fn open(shared: &Shared) -> Result<(Connection, Option<u32>), Loss> {
     Ok((connection, process_id))
 }
 
+fn is_current(shared: &Shared, source: &Source) -> bool {
+    stream(Some(&shared.source), source.generation).is_some()
+}
+
 /// Reads once, and takes the whole packets.
 fn read(shared: &Shared, source: &mut Source, expected: usize) -> Event {
     let generation = source.generation;
@@ -106,8 +123,22 @@ fn read(shared: &Shared, source: &mut Source, expected: usize) -> Event {
     if expected == 0 {
         source.intake.rest();
     }
+    let needs = source.intake.needs();
+    if needs > memory::FREE && source.share.is_none() {
+        let bytes = memory::with_stages(&shared.config, needs);
+        let Some(share) = shared.share(Large::Job, bytes, Pump::Reader, || is_current(shared, source)) else {
+            return lost(ConnectionError::Closed);
+        };
+        source.intake.set_home(Arc::clone(&share) as Arc<dyn Home>);
+        share.moved(Mover::Source(generation), 0);
+        source.buffers.count(0);
+        source.share = Some(share);
+        // The time that it took is not the source's fault.
+        return Event::SourcePackets { generation, packets: Vec::new() };
+    }
+    let memory = &shared.common.memory;
     let mut stream = &*source.stream;
-    let count = match stream.read(source.intake.room()) {
+    let count = match stream.read(source.intake.room(memory.read_size())) {
         Ok(0) => return lost(ConnectionError::Closed),
         Ok(count) => count,
         Err(error) if error.kind() == ErrorKind::Interrupted => 0,
@@ -115,7 +146,22 @@ fn read(shared: &Shared, source: &mut Source, expected: usize) -> Event {
     };
     source.intake.advance(count);
     shared.witness.heard();
-    match source.intake.take(|| shared.common.memory.spare_buffer()) {
+    let taken = source.intake.take(|| memory.spare_buffer());
+    match &source.share {
+        Some(share) if source.intake.needs() > memory::FREE => {
+            share.moved(Mover::Source(generation), count);
+        }
+        _ => {
+            if let Some(share) = source.share.take() {
+                // From now on it waits here.
+                share.moved(Mover::Nobody, 0);
+                source.intake.set_home(Arc::clone(memory) as Arc<dyn Home>);
+            }
+            source.buffers.count(source.intake.capacity());
+            source.buffers.set_busy(source.intake.was_full());
+        }
+    }
+    match taken {
         Ok(packets) => Event::SourcePackets { generation, packets },
         Err(error) => Event::SourceLost {
             generation,

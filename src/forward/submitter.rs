@@ -18,7 +18,7 @@ pub fn run(shared: &Arc<Shared>, index: usize) {
             Step::Connect { line, destination } => {
                 event = Some(heartbeat.idle(|| connect(shared, line, destination)));
             }
-            Step::Stage(batch) => event = Some(stage(shared, &mut scratch, batch)),
+            Step::Stage(batch) => event = Some(stage(shared, pump, &heartbeat, &mut scratch, batch)),
             Step::Write(line, chunk) => event = Some(heartbeat.idle(|| write(shared, line, chunk))),
             Step::WriteSource { generation, bytes } => {
                 event = Some(heartbeat.idle(|| write_source(shared, generation, bytes)));
@@ -26,7 +26,6 @@ pub fn run(shared: &Arc<Shared>, index: usize) {
             Step::Count { destination } => event = Some(heartbeat.idle(|| count(shared, destination))),
             Step::End => break,
             _ => {
-                scratch.trim();
                 heartbeat.idle(|| shared.wait(pump, None));
             }
         }

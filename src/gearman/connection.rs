@@ -412,7 +412,7 @@ type Lookup = Arc<(Latch, OnceLock<Result<Vec<SocketAddr>, Option<i32>>>)>;
 
 static LOOKUPS: Mutex<BTreeMap<String, Lookup>> = Mutex::new(BTreeMap::new());
 
-/// The host's addresses. A resolver that hangs hangs in a thread of its own, one a host, that nobody joins.
+/// The host's addresses. A resolver that hangs does so in a thread of its own, one for each host, that is never joined.
 fn resolve(host: &str, limit: Duration, stop: &Latch) -> Result<Vec<SocketAddr>, ConnectionError> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, 0)]);
@@ -668,8 +668,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_that_hangs_holds_nobody_up_and_is_shared() {
-        LOOKUPS.lock().insert(String::from("hangs.invalid"), Lookup::default());
+    fn a_lookup_that_hangs_delays_no_other_and_is_shared() {
+        LOOKUPS.lock().insert(String::from("hangs.invalid"), Arc::default());
         let there = Server { host: String::from("hangs.invalid"), port: 4730 };
         let stop = Latch::default();
         let limits = Limits { connect: Duration::from_millis(50), ..LIMITS };

@@ -58,7 +58,7 @@ pub mod kind {
 /// What a peer sent that the protocol does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProtocolError {
-    /// The bytes where a packet should begin are no packet's.
+    /// The bytes where a packet should begin are not a packet's.
     BadMagic,
     /// A packet claims to be this long, bytes.
     TooLong(usize),
@@ -71,7 +71,7 @@ pub enum ProtocolError {
 impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ProtocolError::BadMagic => write!(f, "sent bytes that are no Gearman packet"),
+            ProtocolError::BadMagic => write!(f, "sent bytes that are not a Gearman packet"),
             ProtocolError::TooLong(length) => write!(f, "announced a packet of {length} bytes"),
             ProtocolError::Unexpected(kind) => write!(f, "sent an unexpected packet of type {kind}"),
             ProtocolError::BadArguments(kind) => write!(f, "sent a malformed packet of type {kind}"),
@@ -161,7 +161,7 @@ pub enum Parsed {
 /// Looks at the packet at the beginning of `bytes`; a body may take as many bytes as `limit` says for its type.
 ///
 /// # Errors
-/// The bytes are no response.
+/// The bytes are not a response.
 pub fn parse(bytes: &[u8], limit: impl Fn(u32) -> usize) -> Result<Parsed, ProtocolError> {
     let Some((header, _)) = bytes.split_first_chunk::<HEADER_SIZE>() else {
         // A wrong beginning is told at once, not only when twelve bytes have come.
@@ -203,7 +203,7 @@ impl Incoming {
     /// The next whole packet among the bytes that were read; `None` when more must be read first.
     ///
     /// # Errors
-    /// The bytes are no response, or a body is longer than `limit` says for its type.
+    /// The bytes are not a response, or a body is longer than `limit` says for its type.
     pub fn next(&mut self, limit: impl Fn(u32) -> usize) -> Result<Option<Packet<'_>>, ProtocolError> {
         match parse(&self.buffer[self.start..self.end], limit)? {
             Parsed::Incomplete { .. } => Ok(None),
@@ -222,6 +222,19 @@ impl Incoming {
             [_, _, _, _, a, b, c, d, ..] => u32::from_be_bytes([*a, *b, *c, *d]),
             _ => 0,
         }
+    }
+
+    /// What the packet under way takes, bytes; 0 where that is not known yet.
+    pub fn needs(&self) -> usize {
+        match parse(self.unread(), |_| usize::MAX) {
+            Ok(Parsed::Incomplete { needed }) => needed,
+            _ => 0,
+        }
+    }
+
+    /// Bytes that are taken by what was read.
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// Bytes that were read and not taken.
@@ -254,7 +267,14 @@ impl Incoming {
             self.start = 0;
         }
         if self.end == self.buffer.len() || (self.was_full && self.buffer.len() < LARGEST_READ) {
-            self.buffer.resize((self.buffer.len() * 2).max(SMALLEST_READ), 0);
+            let doubled = (self.buffer.len() * 2).max(SMALLEST_READ);
+            let size = match self.needs() {
+                needs if needs > self.end => doubled.min(self.start + needs.max(LARGEST_READ)),
+                _ => doubled,
+            };
+            let more = size.saturating_sub(self.buffer.len());
+            self.buffer.try_reserve_exact(more).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            self.buffer.resize(size.max(self.buffer.len()), 0);
         }
         let count = from.read(&mut self.buffer[self.end..])?;
         if count == 0 {

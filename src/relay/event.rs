@@ -162,6 +162,12 @@ pub enum Event {
         generation: u32,
         loss: Loss,
     },
+    /// A long write to the source has moved on.
+    SourceProgress {
+        generation: u32,
+    },
+    /// This pump has to wait for memory before it reads on: until it reports again, its peer is not to blame.
+    HeldUp(Pump),
     /// The destination is connected and has answered.
     Connected(LineId),
     ConnectFailed(LineId, Loss),

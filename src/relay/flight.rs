@@ -239,7 +239,8 @@ mod tests {
     fn with_rate(rate: u32, at: Now) -> Flight {
         let mut flight = Flight::default();
         flight.submit(0, rate, at);
-        flight.replied(at + SECOND);
+        flight.replied();
+        flight.measure(at + SECOND);
         flight
     }
 
@@ -254,9 +255,9 @@ mod tests {
         flight.progressed(3 * SECOND);
         assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(3 * SECOND + ANSWER));
         assert_eq!(flight.quiet_for(10 * SECOND), 7 * SECOND);
-        assert!(flight.replied(SECOND).is_some() && flight.replied(SECOND).is_some());
+        assert!(flight.replied().is_some() && flight.replied().is_some());
         assert_eq!((flight.overdue_at(ANSWER, LONGEST), flight.is_empty()), (None, true));
-        assert!(flight.replied(SECOND).is_none(), "a reply that nobody owed");
+        assert!(flight.replied().is_none(), "a reply that nobody owed");
 
         flight.echo(20 * SECOND);
         flight.echo(21 * SECOND);
@@ -312,12 +313,15 @@ mod tests {
         let mut flight = Flight::default();
         flight.submit(1, 1000, SECOND);
         flight.submit(2, 3000, SECOND);
-        flight.replied(2 * SECOND);
+        flight.replied();
+        flight.measure(2 * SECOND);
         assert_eq!(flight.rate.get(), 1000);
-        flight.replied(3 * SECOND);
+        flight.replied();
+        flight.measure(3 * SECOND);
         assert_eq!(flight.rate.get(), 2000);
         flight.submit(3, 1, 3 * SECOND);
-        flight.replied(4 * SECOND);
+        flight.replied();
+        flight.measure(4 * SECOND);
         assert_eq!(flight.rate.get(), 2000, "the largest counts");
     }
 
@@ -342,7 +346,8 @@ mod tests {
     fn what_is_lost_comes_back_in_the_order_of_submission() {
         let mut flight = Flight::default();
         (1..=3).for_each(|slot| flight.submit(slot, 10 * slot, Now::ZERO));
-        flight.replied(Now::ZERO);
+        flight.replied();
+        flight.measure(Now::ZERO);
         assert_eq!(flight.lose().map(|flown| (flown.slot, flown.bytes)).collect::<Vec<_>>(), [(2, 20), (3, 30)]);
     }
 

@@ -63,12 +63,42 @@ impl Intake {
         }
     }
 
-    /// Where the next bytes go.
-    pub fn room(&mut self) -> &mut [u8] {
-        if self.was_full {
-            self.read_size = (self.read_size * 2).min(LARGEST_READ);
+    /// What counts the blocks from now on.
+    pub fn set_home(&mut self, home: Arc<dyn Home>) {
+        self.home = Some(home);
+    }
+
+    /// What the packet under way takes, bytes; 0 where that is not known yet, or it is not to be kept.
+    pub fn needs(&self) -> usize {
+        let unread = self.buffer.get(..self.end).unwrap_or_default();
+        match parse(unread, |kind| self.limit(kind)) {
+            Ok(Parsed::Incomplete { needed }) if self.discard.is_none() => needed,
+            _ => 0,
         }
-        let wanted = if self.end == self.buffer.len() { self.end + self.read_size } else { self.read_size };
+    }
+
+    fn limit(&self, kind: u32) -> usize {
+        match kind {
+            kind::JOB_ASSIGN_UNIQ => self.max_job_size.saturating_add(MAX_SMALL_PACKET),
+            _ => MAX_SMALL_PACKET,
+        }
+    }
+
+    /// Where the next bytes go: `largest` at most, but for what is left of a packet. Nowhere if the system has no memory.
+    pub fn room(&mut self, largest: usize) -> &mut [u8] {
+        if self.was_full {
+            self.read_size *= 2;
+        }
+        self.read_size = self.read_size.min(LARGEST_READ.min(largest));
+        // A large packet's memory is taken at once, and touched as its bytes come.
+        let mut wanted = self.read_size;
+        if self.end == self.buffer.len() {
+            let needs = if self.end < HEADER_SIZE { 0 } else { self.needs() };
+            wanted = if needs > self.end { needs.min(self.end + self.read_size) } else { self.end + self.read_size };
+            if self.buffer.try_reserve_exact(needs.max(wanted) - self.end).is_err() {
+                return &mut [];
+            }
+        }
         if self.buffer.len() < wanted {
             self.buffer.resize(wanted, 0);
         }
@@ -111,13 +141,7 @@ impl Intake {
         let mut at = self.drop_discarded(&mut packets);
         loop {
             let unread = self.buffer.get(at..self.end).unwrap_or_default();
-            match parse(unread, |kind| {
-                if kind == kind::JOB_ASSIGN_UNIQ {
-                    self.max_job_size.saturating_add(MAX_SMALL_PACKET)
-                } else {
-                    MAX_SMALL_PACKET
-                }
-            })? {
+            match parse(unread, |kind| self.limit(kind))? {
                 Parsed::Incomplete { .. } => break,
                 Parsed::TooLong { kind: kind::JOB_ASSIGN_UNIQ, length } => {
                     // The parts beside the data must be there first.
@@ -248,7 +272,7 @@ mod tests {
     fn read(intake: &mut Intake, mut bytes: &[u8]) -> Result<Vec<SourcePacket>, ProtocolError> {
         let mut packets = Vec::new();
         while !bytes.is_empty() {
-            let room = intake.room();
+            let room = intake.room(LARGEST_READ);
             let count = room.len().min(bytes.len());
             room[..count].copy_from_slice(&bytes[..count]);
             bytes = &bytes[count..];
@@ -336,10 +360,10 @@ mod tests {
         let mut intake = intake();
         let mut sizes = Vec::new();
         for _ in 0..7 {
-            let size = intake.room().len();
+            let size = intake.room(LARGEST_READ).len();
             intake.advance(size - 1);
             assert!(!intake.was_full());
-            assert_eq!(intake.room().len(), 1, "the room is used up before there is more");
+            assert_eq!(intake.room(LARGEST_READ).len(), 1, "the room is used up before there is more");
             intake.advance(1);
             assert!(intake.was_full());
             sizes.push(size);
@@ -351,7 +375,7 @@ mod tests {
         intake.rest();
         assert_eq!((intake.buffer.len(), intake.was_full()), (SMALLEST_READ, false));
         assert!(intake.capacity() < LARGEST_READ);
-        assert_eq!(intake.room().len(), SMALLEST_READ);
+        assert_eq!(intake.room(LARGEST_READ).len(), SMALLEST_READ);
         intake.rest();
         assert_eq!(intake.buffer.len(), SMALLEST_READ);
     }
@@ -383,7 +407,7 @@ mod tests {
     }
 
     /// Counts what blocks hold.
-    #[derive(Default)]
+    #[derive(Debug, Default)]
     struct Lent(std::sync::atomic::AtomicUsize);
 
     impl Home for Lent {

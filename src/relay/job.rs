@@ -14,7 +14,7 @@ use crate::gearman::packet::{HEADER_SIZE, MAX_UNIQUE_SIZE, Packet, ProtocolError
 const FIRST_TELLING_PROCESS_ID: u32 = 300;
 
 /// Takes a block's bytes back when the last job in it is done with.
-pub trait Home: Send + Sync {
+pub trait Home: fmt::Debug + Send + Sync {
     /// A block of this capacity begins to be held.
     fn lend(&self, bytes: usize);
 
@@ -158,6 +158,11 @@ impl Job {
         self.parts.identity
     }
 
+    /// What counts its block.
+    pub fn home(&self) -> Option<Arc<dyn Home>> {
+        self.block.home.clone()
+    }
+
     /// The bytes that a held job counts with.
     pub fn size(&self) -> usize {
         self.parts.size()
@@ -175,8 +180,9 @@ pub struct Identity {
 
 /// A hash of fixed definition: its outcome may meet those of an older release at the destination.
 ///
-/// Two lanes of 64 bits; each word pair is multiplied into 128 bits and folded (the scheme of wyhash). Every part is
-/// hashed with its length, so that parts can't run into each other.
+/// Two lanes of 64 bits take 16 bytes each in turn; a pair of words is multiplied into 128 bits and folded (the scheme of
+/// wyhash), and what a lane knew stays in it, so that no data can make it forget. Every part is hashed with its length, so
+/// that parts can't run into each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Hash128 {
     low: u64,
@@ -194,29 +200,37 @@ fn fold(a: u64, b: u64) -> u64 {
 impl Hash128 {
     const START: Hash128 = Hash128 { low: K[1], high: K[3] };
 
-    fn mix(&mut self, a: u64, b: u64) {
-        self.low = fold(a ^ K[0], b ^ self.low);
-        self.high = fold(b ^ K[2], a ^ self.high);
+    fn mix(&mut self, [a, b, c, d]: [u64; 4]) {
+        self.low = fold(a ^ K[0], b ^ self.low) ^ self.low.rotate_left(29);
+        self.high = fold(c ^ K[2], d ^ self.high) ^ self.high.rotate_left(29);
     }
 
     fn part(mut self, bytes: &[u8]) -> Hash128 {
-        let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        let (chunks, rest) = bytes.as_chunks::<16>();
-        for chunk in chunks {
-            if let ([a, b], _) = chunk.as_chunks::<8>() {
-                self.mix(u64::from_le_bytes(*a), u64::from_le_bytes(*b));
-            }
+        let (chunks, rest) = bytes.as_chunks::<32>();
+        chunks.iter().for_each(|chunk| self.mix(words(chunk)));
+        let mut last = [0; 32];
+        if let Some(last) = last.get_mut(..rest.len()) {
+            last.copy_from_slice(rest);
         }
-        let (a, b) = rest.split_at(rest.len().min(8));
-        self.mix(word(a), word(b));
-        self.mix(bytes.len() as u64, K[0]);
+        self.mix(words(&last));
+        self.mix([bytes.len() as u64, K[1], bytes.len() as u64, K[3]]);
         self
     }
 
-    fn finish(mut self) -> u128 {
-        self.mix(K[2], K[1]);
-        u128::from(self.high) << 64 | u128::from(self.low)
+    fn finish(self) -> u128 {
+        let Hash128 { low, high } = self;
+        let crossed = [fold(high ^ K[0], low ^ K[1]) ^ low, fold(low ^ K[2], high ^ K[3]) ^ high.rotate_left(17)];
+        let [low, high] = [fold(crossed[0] ^ K[2], crossed[1] ^ K[1]), fold(crossed[1] ^ K[0], crossed[0] ^ K[3])];
+        u128::from(high) << 64 | u128::from(low)
     }
+}
+
+fn words(chunk: &[u8; 32]) -> [u64; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(chunk.as_chunks::<8>().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    words
 }
 
 /// The part of a job's identity that all jobs of one source connection share.
@@ -380,7 +394,7 @@ mod tests {
     #[test]
     fn the_hash_is_of_fixed_definition() {
         let job = job(b"H:host:17\0queue\0\0some data that is longer than one chunk").unwrap();
-        assert_eq!(id(UniqueId::Hash(0), &job), "17-04321a4def4ae5570c9da6d56734c7d5");
+        assert_eq!(id(UniqueId::Hash(0), &job), "17-589ca95a82b5f227e8d9e4e014ce56b1");
     }
 
     #[test]
@@ -447,9 +461,9 @@ mod tests {
 
     #[test]
     fn a_handles_number_stands_at_its_end() {
-        assert_eq!(handle_number(b"H:host7:123"), Some((&b"H:host7:"[..], 123)));
-        assert_eq!(handle_number(b"H:host7:"), None);
-        assert_eq!(handle_number(b"H:host:99999999999999999999999"), None, "no number of 64 bits");
+        assert_eq!(number_of(b"H:host7:123"), Some((123, 8)));
+        assert_eq!(number_of(b"H:host7:"), None);
+        assert_eq!(number_of(b"H:host:99999999999999999999999"), None, "no number of 64 bits");
     }
 
     #[test]
@@ -457,7 +471,7 @@ mod tests {
         assert_eq!([None, Some(1), Some(299), Some(300)].map(telling), [None, None, None, Some(300)]);
     }
 
-    #[derive(Default)]
+    #[derive(Debug, Default)]
     struct Ledger(Mutex<Vec<(&'static str, usize)>>);
 
     impl Home for Ledger {

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
 
-use super::job::Job;
+use super::job::{Home, Job};
 use crate::gearman::packet::{ProtocolError, put_header};
 
 /// Data that no stage changed and that is at least so large is written from where it was read to, bytes; copying less is
@@ -20,6 +21,8 @@ pub struct Chunk {
     /// The length of all data of `references`.
     referenced: usize,
     written: usize,
+    /// What counts its memory, where it is large.
+    homes: Vec<Arc<dyn Home>>,
 }
 
 /// The data of a submission.
@@ -71,14 +74,21 @@ impl Chunk {
         Ok((self.len() - before) as u32)
     }
 
-    /// What is not written yet.
-    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+    /// Its memory counts as this home's until it is written.
+    pub fn keep(&mut self, home: Arc<dyn Home>) {
+        self.homes.push(home);
+    }
+
+    /// What is not written yet, `most` bytes of it.
+    pub fn slices(&self, most: usize) -> Vec<IoSlice<'_>> {
         let mut slices = Vec::with_capacity(2 * self.references.len() + 1);
-        let mut skip = self.written;
+        let (mut skip, mut left) = (self.written, most);
         let mut push = |bytes: &'_ [u8]| -> Option<(usize, usize)> {
             let skipped = skip.min(bytes.len());
             skip -= skipped;
-            (skipped < bytes.len()).then_some((skipped, bytes.len()))
+            let taken = left.min(bytes.len() - skipped);
+            left -= taken;
+            (taken > 0).then_some((skipped, skipped + taken))
         };
         let mut at = 0;
         for (after, job) in &self.references {
@@ -163,7 +173,7 @@ mod tests {
     use crate::relay::job::a_job;
 
     fn unwritten(chunk: &Chunk) -> Vec<u8> {
-        chunk.slices().iter().flat_map(|slice| slice.to_vec()).collect()
+        chunk.slices(usize::MAX).iter().flat_map(|slice| slice.to_vec()).collect()
     }
 
     /// Jobs of all kinds: small, large, changed by stages, large twice in a row, empty. With what they are as packets.
@@ -181,7 +191,14 @@ mod tests {
         ] {
             let mut packet = Vec::new();
             put_request(&mut packet, kind::SUBMIT_JOB_BG, &[b"queue", b"id", changed.unwrap_or(data)]);
-            let length = chunk.submit(kind::SUBMIT_JOB_BG, b"queue", b"id", &a_job(data), changed).unwrap();
+            let length = chunk
+                .submit(
+                    kind::SUBMIT_JOB_BG,
+                    b"queue",
+                    b"id",
+                    changed.map_or_else(|| Payload::Unchanged(a_job(data)), Payload::Changed),
+                )
+                .unwrap();
             assert_eq!(length as usize, packet.len());
             expected.extend(packet);
         }
@@ -192,7 +209,7 @@ mod tests {
     fn submissions_are_packets_whose_large_data_is_not_copied() {
         let (chunk, expected) = chunk();
         assert_eq!((unwritten(&chunk), chunk.len()), (expected, chunk.bytes.len() + 3 * REFERENCED_DATA));
-        assert_eq!(chunk.slices().len(), 7);
+        assert_eq!(chunk.slices(usize::MAX).len(), 7);
         assert!(!chunk.is_empty() && Chunk::default().is_empty());
     }
 
@@ -201,7 +218,7 @@ mod tests {
         let (mut chunk, expected) = chunk();
         for at in 0..=expected.len() {
             assert!(unwritten(&chunk) == expected[at..], "{at} bytes were written");
-            assert!(chunk.slices().iter().all(|slice| !slice.is_empty()), "{at} bytes were written");
+            assert!(chunk.slices(usize::MAX).iter().all(|slice| !slice.is_empty()), "{at} bytes were written");
             assert_eq!(chunk.len(), expected.len() - at);
             chunk.advance(1);
         }

@@ -16,6 +16,7 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// A large buffer is not kept while the source has no jobs, bytes.
 const IDLE_BUFFER: usize = 4 << 10;
+const LARGEST_BUFFER: usize = 64 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -44,6 +45,7 @@ pub struct Session {
     pub out: Vec<u8>,
     /// Somebody writes, since when; whether that has failed.
     writing: Option<Now>,
+    being_written: usize,
     failed: bool,
     /// GRAB_JOB_UNIQ and ECHO_REQ sent, each of which is answered, in this order.
     pub requests: u64,
@@ -76,6 +78,7 @@ impl Session {
             window: Window::new(explicit, byte_limit),
             out: Vec::new(),
             writing: None,
+            being_written: 0,
             failed: false,
             requests: 0,
             answers: 0,
@@ -145,7 +148,20 @@ impl Session {
             return None;
         }
         self.writing = Some(now);
+        self.being_written = self.out.len();
         Some(std::mem::take(&mut self.out))
+    }
+
+    /// Bytes for the source that it has not taken yet.
+    pub fn output(&self) -> usize {
+        self.out.len() + self.being_written
+    }
+
+    /// Whoever writes is not stuck.
+    pub fn write_moved(&mut self, now: Now, generation: u32) {
+        if self.generation == generation && self.writing.is_some() {
+            self.writing = Some(now);
+        }
     }
 
     pub fn has_output(&self) -> bool {
@@ -446,15 +462,14 @@ impl Relay {
             return;
         }
         session.writing = None;
+        session.being_written = 0;
         session.failed |= failed;
         if failed {
             self.actions.close_source = Some(generation);
         } else if session.out.is_empty() {
             // A thousand idle connections should not take much memory.
             buffer.clear();
-            if session.window.asleep() {
-                buffer.shrink_to(IDLE_BUFFER);
-            }
+            buffer.shrink_to(if session.window.asleep() { IDLE_BUFFER } else { LARGEST_BUFFER });
             session.out = buffer;
         }
     }

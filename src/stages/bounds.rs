@@ -28,7 +28,7 @@ pub const CPU_LIMIT: Duration = Duration::from_secs(10);
 static NEVER: AtomicBool = AtomicBool::new(false);
 
 impl Limits<'static> {
-    /// For a job that nobody waits for, as `--try` and tests have it.
+    /// For a job without a deadline, as `--try` and tests have it.
     pub fn of_size(max_size: usize) -> Limits<'static> {
         Limits { max_size, cpu: CPU_LIMIT, stop: &NEVER }
     }

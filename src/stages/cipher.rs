@@ -29,7 +29,7 @@ impl Cipher {
         }
         let aes = Aes256::new(&key);
         key.fill(0);
-        // Else the compiler may leave out what nobody reads.
+        // Else the compiler may leave out what is never read.
         hint::black_box(&key);
         Cipher(Arc::new(aes))
     }

@@ -491,7 +491,7 @@ mod tests {
     fn error(text: &str) -> (String, &str) {
         let error = Substitution::parse(text).map(|_| ()).expect_err(text);
         let rest =
-            text.get(error.offset..).unwrap_or_else(|| panic!("{text}: {} is no character's place", error.offset));
+            text.get(error.offset..).unwrap_or_else(|| panic!("{text}: {} is not at a character", error.offset));
         (error.message, rest)
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Verdict, label};
 use crate::metrics::{CONFIRMATION_BUCKETS, ForwardMetrics, Metrics};
+use crate::sandbox;
 
 /// How often the file is written.
 pub(super) const INTERVAL: Duration = Duration::from_secs(15);
@@ -98,7 +99,8 @@ fn text(metrics: &Metrics, now: SystemTime) -> String {
         head(&mut out, name, "gauge", help);
         let _ = writeln!(out, "gearman_proxy_{name}{labels} {value}");
     };
-    whole("info", "Its version.", &1, concat!("{version=\"", env!("CARGO_PKG_VERSION"), "\"}"));
+    let version = env!("CARGO_PKG_VERSION");
+    whole("info", "Its version.", &1, &format!("{{version=\"{version}\",seccomp=\"{}\"}}", label(sandbox::status())));
     whole("status", "As on the status queue: 0 OK, 1 warning, 2 critical.", &verdict.code, "");
     whole("written_timestamp_seconds", "When this file was written.", &unix(now), "");
     whole("configuration_wrong_since_timestamp_seconds", "When a reload first failed, 0 for none.", &wrong_since, "");

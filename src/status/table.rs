@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{REJECTS_WARN, Verdict, label, printable};
+use super::{REJECTS_WARN, Verdict, label, printable, seccomp};
 use crate::config::{Address, Server};
 use crate::metrics::{ForwardMetrics, Metrics, State};
 
@@ -68,13 +68,14 @@ pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started
     let (columns, lines) = size(payload);
     let verdict = Verdict::of(metrics);
     let mut out = vec![format!(
-        "{}:{} - gearman-proxy {}, process {}, up {}: {}",
+        "{}:{} - gearman-proxy {}, process {}, up {}: {}; {}",
         verdict.code,
         verdict.state,
         env!("CARGO_PKG_VERSION"),
         std::process::id(),
         age(now.saturating_duration_since(started)),
-        verdict.summary()
+        verdict.summary(),
+        seccomp()
     )];
     out.extend(verdict.text.split_inclusive(". ").map(|sentence| sentence.trim().to_owned()));
 
@@ -261,7 +262,7 @@ mod tests {
         let text = show(&forwards, "table 200x50");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("1:WARNING - gearman-proxy 1.0.0, process "), "{text}");
-        assert!(lines[0].ends_with(" up 0s: 2 of 4 forwards working"), "{text}");
+        assert!(lines[0].ends_with(" up 0s: 2 of 4 forwards working; seccomp off"), "{text}");
         assert_eq!(lines[1], "1 server failed: b:1 (connection refused).");
         assert_eq!(lines[2..4], ["backlog contains 1234572 jobs.", "1 forward connecting."]);
         let lines = &lines[2..];

@@ -34,7 +34,7 @@ const LAST_BACKOFF: Duration = Duration::from_secs(15);
 /// Wake-ups in a row that brought no job before each further one is waited for.
 const FREE_WAKEUPS: u32 = 16;
 
-/// Packets that nobody asked for before the session ends.
+/// Packets without a request before the session ends.
 const SPARE_PACKETS: u32 = 64;
 
 /// Of a longer request only the beginning is looked at, bytes: a queue's name, a handle, an id and a filter.
@@ -153,7 +153,7 @@ impl Status {
                 log::debug!("status queue {}: {error}", self.address);
             } else {
                 log::warn!(
-                    "status queue {}: {error} ({}); nobody can ask for the status there; trying again until it works",
+                    "status queue {}: {error} ({}); the status can't be asked for there; trying again until it works",
                     self.address,
                     error.advice()
                 );

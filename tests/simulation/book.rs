@@ -235,7 +235,9 @@ impl World<'_> {
         }
         if dropped {
             self.book.counts.dropped += 1;
-            self.tell(|_| format!("The source drops a job of class {class} after {returns} returns, {chosen} of them chosen."));
+            self.tell(|_| {
+                format!("The source drops a job of class {class} after {returns} returns, {chosen} of them chosen.")
+            });
         }
     }
 
@@ -296,7 +298,8 @@ impl World<'_> {
         let same = self.book.restarts.iter().filter(|restart| restart.server == server && restart.same);
         same.into_iter().any(|restart| {
             let other_process = self.processes.iter().any(|process| process.ended_at.is_some());
-            let under_way = account.copies.iter().any(|copy| copy.created <= restart.at && restart.at < copy.created + 40 * SECOND);
+            let under_way =
+                account.copies.iter().any(|copy| copy.created <= restart.at && restart.at < copy.created + 40 * SECOND);
             other_process || under_way
         })
     }
@@ -309,7 +312,9 @@ impl World<'_> {
         let may = match (plan.kind, plan.outcome, end) {
             // Moved away, a client that waits is told, too.
             (_, _, End::Failed) if times_out => true,
-            (Kind::Bad | Kind::Refused, _, End::Failed) if rejects => !is_async && self.book.accounts[class].rejected > 0,
+            (Kind::Bad | Kind::Refused, _, End::Failed) if rejects => {
+                !is_async && self.book.accounts[class].rejected > 0
+            }
             (Kind::Poison, _, End::Failed) if rejects => !is_async,
             (Kind::Bad | Kind::Poison | Kind::Refused, _, End::Failed) => true,
             (Kind::Expired, _, End::Failed) => !is_async,
@@ -330,7 +335,12 @@ impl World<'_> {
         }
     }
 
-    fn note_at_destination(&mut self, server: usize, happening: Happening, from: Option<usize>) -> Option<(usize, usize)> {
+    fn note_at_destination(
+        &mut self,
+        server: usize,
+        happening: Happening,
+        from: Option<usize>,
+    ) -> Option<(usize, usize)> {
         match happening {
             Happening::Created { job } => {
                 let (class, queue) = (self.servers[server].jobs[job].class, self.servers[server].jobs[job].queue);
@@ -395,7 +405,18 @@ impl World<'_> {
         }
         let (process, number) = (self.connections[connection].process, self.book.accounts[class].copies.len());
         self.servers[server].jobs[job].copy = number;
-        let copy = Copy { server, job, connection, process, forward, created: now, confirmed: false, tellable: false, over: false, used: false };
+        let copy = Copy {
+            server,
+            job,
+            connection,
+            process,
+            forward,
+            created: now,
+            confirmed: false,
+            tellable: false,
+            over: false,
+            used: false,
+        };
         self.book.accounts[class].copies.push(copy);
         if self.plan.forwards[forward].asynchronous {
             self.check_twice(class);
@@ -412,7 +433,8 @@ impl World<'_> {
         if account.copies.len() <= account.accepted + account.wiped + account.excused {
             return;
         }
-        let excuse = (0..earlier).find(|&at| !account.copies[at].used && self.excuses(&account.copies[at], last, class));
+        let excuse =
+            (0..earlier).find(|&at| !account.copies[at].used && self.excuses(&account.copies[at], last, class));
         let account = &mut self.book.accounts[class];
         account.excused += 1;
         match excuse {
@@ -445,7 +467,8 @@ impl World<'_> {
             return true;
         }
         // It may have been on its way meanwhile.
-        let kept = |restart: &&Restart| restart.server == source && restart.keeps && restart.at + 300 * SECOND >= copy.created;
+        let kept =
+            |restart: &&Restart| restart.server == source && restart.keeps && restart.at + 300 * SECOND >= copy.created;
         if self.book.restarts.iter().any(|restart| kept(&restart)) {
             return true;
         }
@@ -455,7 +478,9 @@ impl World<'_> {
         if copy.process != last.process {
             // A proof of a restart is forgotten with its process.
             let proved = |restart: &&Restart| restart.server == source && restart.same;
-            if self.plan.classes[class].unique == Unique::None && self.book.restarts.iter().any(|restart| proved(&restart)) {
+            if self.plan.classes[class].unique == Unique::None
+                && self.book.restarts.iter().any(|restart| proved(&restart))
+            {
                 return true;
             }
             let process = &self.processes[copy.process];
@@ -469,7 +494,9 @@ impl World<'_> {
     /// A fault that concerned the source's connections, from a while before `since`.
     fn source_was_in_trouble(&self, source: usize, since: Micros) -> bool {
         self.plan.faults.iter().any(|(at, fault)| {
-            fault.server(self.plan) == Some(source) && *at <= self.clock.now && at + fault.lasts() + 60 * SECOND >= since
+            fault.server(self.plan) == Some(source)
+                && *at <= self.clock.now
+                && at + fault.lasts() + 60 * SECOND >= since
         })
     }
 

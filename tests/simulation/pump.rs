@@ -312,7 +312,8 @@ impl World<'_> {
         let mut chunk = Chunk::default();
         let mut unique = Vec::new();
         // A batch that takes long ends early, and at a stop in the middle of a job.
-        let enough = if self.turns.one_in(6) { self.turns.range(1, batch.jobs.len() as u64) as usize } else { batch.jobs.len() };
+        let enough =
+            if self.turns.one_in(6) { self.turns.range(1, batch.jobs.len() as u64) as usize } else { batch.jobs.len() };
         let stops = self.forwards[forward].stopping.is_some();
         let mut staged = 0;
         let outcomes = batch.jobs.iter().map(|(job, id)| {

@@ -246,6 +246,8 @@ impl Gearmand {
             .filter(|port| Some(*port) != self.admin_port())
             .collect();
         ports.sort();
+        // The table is no snapshot: while sockets open, lines come twice.
+        ports.dedup();
         ports
     }
 

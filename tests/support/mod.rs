@@ -1,5 +1,6 @@
 //! What the integration tests stand on: real job servers ([`gearmand`]), a client and a worker that speak the protocol
-//! packet by packet ([`peer`]), the real proxy ([`proxy`]) and a line between them that can be cut ([`relay`]).
+//! packet by packet ([`peer`]), a server that does what a test says ([`stub`]), the real proxy ([`proxy`]) and a line
+//! between them that can be cut ([`relay`]).
 //!
 //! Nothing here sleeps for a fixed time: [`wait_for`] looks again and again until what is promised is so.
 
@@ -11,6 +12,8 @@ pub mod gearmand;
 pub mod peer;
 pub mod proxy;
 pub mod relay;
+pub mod scripted;
+pub mod stub;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -23,6 +26,7 @@ pub use gearmand::{Gearmand, Queue};
 pub use peer::{Client, Job, Packet, Worker};
 pub use proxy::{Proxy, Status};
 pub use relay::Relay;
+pub use stub::Stub;
 
 /// Longer than anything takes on the busiest machine: only a failure ever waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -20,6 +20,7 @@ pub const ECHO_RES: u32 = 17;
 pub const SUBMIT_JOB_BG: u32 = 18;
 pub const ERROR: u32 = 19;
 pub const SUBMIT_JOB_HIGH: u32 = 21;
+pub const SET_CLIENT_ID: u32 = 22;
 pub const WORK_EXCEPTION: u32 = 25;
 pub const OPTION_REQ: u32 = 26;
 pub const OPTION_RES: u32 = 27;

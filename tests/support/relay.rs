@@ -21,7 +21,7 @@ struct Line {
     target: SocketAddr,
     /// How long each byte is under way, each direction.
     delay: Duration,
-    /// Bytes a second towards the server on each connection. What comes faster is kept, as a tunnel does, without a sign to
+    /// Bytes a second on each connection, each direction. What comes faster is kept, as a tunnel does, without a sign to
     /// either side.
     rate: Option<usize>,
     closed: AtomicBool,
@@ -35,10 +35,16 @@ struct Line {
     hanging: Mutex<Vec<TcpStream>>,
 }
 
-/// A connection and how many bytes came from the connecting side.
+/// A connection and what came from the connecting side.
 struct Carried {
     ends: [TcpStream; 2],
-    sent: Arc<AtomicUsize>,
+    requests: Arc<Requests>,
+}
+
+#[derive(Default)]
+struct Requests {
+    bytes: AtomicUsize,
+    ended: AtomicBool,
 }
 
 impl Carried {
@@ -59,7 +65,7 @@ impl Relay {
         Relay::start(target, delay, None)
     }
 
-    /// A tunnel over a slow line: it takes everything at once, and brings so many bytes a second to the server.
+    /// A tunnel over a slow line: it takes everything at once, and brings so many bytes a second to the other end.
     pub fn with_rate(target: SocketAddr, bytes_per_second: usize) -> Relay {
         Relay::start(target, Duration::ZERO, Some(bytes_per_second))
     }
@@ -102,7 +108,8 @@ impl Relay {
     /// Closes the connection over which the least was sent to the server: one that had no job yet.
     pub fn cut_the_quietest(&self) {
         let mut connections = self.line.connections.lock().unwrap();
-        let sent = |at: &usize| connections[*at].sent.load(Ordering::SeqCst);
+        connections.retain(|connection| !connection.requests.ended.load(Ordering::SeqCst));
+        let sent = |at: &usize| connections[*at].requests.bytes.load(Ordering::SeqCst);
         let quietest = (0..connections.len()).min_by_key(sent).unwrap();
         connections.remove(quietest).cut();
     }
@@ -174,10 +181,10 @@ impl Line {
                 end.set_nodelay(true).unwrap();
             }
             let clone = |end: &TcpStream| end.try_clone().unwrap();
-            let sent = Arc::new(AtomicUsize::new(0));
-            let carried = Carried { ends: [clone(&near), clone(&far)], sent: Arc::clone(&sent) };
+            let requests = Arc::new(Requests::default());
+            let carried = Carried { ends: [clone(&near), clone(&far)], requests: Arc::clone(&requests) };
             self.connections.lock().unwrap().push(carried);
-            self.carry(clone(&near), clone(&far), Some(sent), |line| &line.holds_requests);
+            self.carry(clone(&near), clone(&far), Some(requests), |line| &line.holds_requests);
             self.carry(far, near, None, |line| &line.holds_replies);
         }
     }
@@ -187,33 +194,35 @@ impl Line {
         self: &Arc<Self>,
         mut from: TcpStream,
         to: TcpStream,
-        sent: Option<Arc<AtomicUsize>>,
+        requests: Option<Arc<Requests>>,
         held: fn(&Line) -> &AtomicBool,
     ) {
         let (sender, receiver) = channel();
-        let rate = self.rate.filter(|_| sent.is_some());
         std::thread::spawn(move || {
             let mut buffer = vec![0; 1 << 16];
             while let Ok(size @ 1..) = from.read(&mut buffer) {
-                if let Some(sent) = &sent {
-                    sent.fetch_add(size, Ordering::SeqCst);
+                if let Some(requests) = &requests {
+                    requests.bytes.fetch_add(size, Ordering::SeqCst);
                 }
                 if sender.send((Instant::now(), buffer[..size].to_vec())).is_err() {
                     break;
                 }
             }
+            if let Some(requests) = &requests {
+                requests.ended.store(true, Ordering::SeqCst);
+            }
         });
         let line = Arc::clone(self);
-        std::thread::spawn(move || line.write(&receiver, to, rate, held(&line)));
+        std::thread::spawn(move || line.write(&receiver, to, held(&line)));
     }
 
-    fn write(&self, bytes: &Receiver<(Instant, Vec<u8>)>, mut to: TcpStream, rate: Option<usize>, held: &AtomicBool) {
+    fn write(&self, bytes: &Receiver<(Instant, Vec<u8>)>, mut to: TcpStream, held: &AtomicBool) {
         let mut free = Instant::now();
         for (read, bytes) in bytes {
             while held.load(Ordering::SeqCst) || read.elapsed() < self.delay {
                 pause();
             }
-            if let Some(rate) = rate {
+            if let Some(rate) = self.rate {
                 if self.write_slowly(&bytes, &mut to, rate, &mut free).is_err() {
                     break;
                 }

@@ -117,12 +117,11 @@ impl Jobs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::job::a_job;
 
     /// Five jobs that arrived in the order of their handles' numbers.
     fn five() -> (Jobs, Vec<u32>) {
         let mut jobs = Jobs::default();
-        let slots = (1..=5).map(|number| jobs.insert(a_job(b"data"), Now::ZERO, number)).collect();
+        let slots = (1..=5).map(|number| jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, number)).collect();
         (jobs, slots)
     }
 
@@ -135,7 +134,7 @@ mod tests {
         assert!(jobs.get(99).is_none() && jobs.get_mut(99).is_none() && jobs.remove(99).is_none());
         assert_eq!(jobs.all(), [slots[0], slots[2], slots[3], slots[4]]);
         assert_eq!(jobs.iter().map(|held| held.handle_number).sum::<u64>(), 1 + 3 + 4 + 5);
-        assert_eq!(jobs.insert(a_job(b"data"), Now::ZERO, 6), slots[1]);
+        assert_eq!(jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, 6), slots[1]);
         assert_eq!(jobs.get(slots[1]).map(|held| (held.handle_number, held.order)), Some((6, 6)));
     }
 
@@ -149,7 +148,7 @@ mod tests {
         }
         jobs.rest();
         assert_eq!((jobs.slots.capacity(), jobs.free.capacity()), (0, 0));
-        let slot = jobs.insert(a_job(b"data"), Now::ZERO, 6);
+        let slot = jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, 6);
         assert_eq!(jobs.get(slot).map(|held| held.order), Some(6));
     }
 

@@ -182,7 +182,6 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::gearman::packet::{kind, put_request};
-    use crate::relay::job::a_job;
 
     fn unwritten(chunk: &Chunk) -> Vec<u8> {
         chunk.slices(usize::MAX).iter().flat_map(|slice| slice.to_vec()).collect()
@@ -208,7 +207,7 @@ mod tests {
                     kind::SUBMIT_JOB_BG,
                     b"queue",
                     b"id",
-                    changed.map_or_else(|| Payload::Unchanged(a_job(data)), Payload::Changed),
+                    changed.map_or_else(|| Payload::Unchanged(Job::of(b"H:host:1", b"", data)), Payload::Changed),
                 )
                 .unwrap();
             assert_eq!(length as usize, packet.len());

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use support::peer::*;
 use support::proxy::{program, run};
-use support::scripted::{Server, assigned, cpu, figure, head, response};
+use support::scripted::{Server, assigned, cpu, figure, head};
 use support::{Folder, Gearmand, PATIENCE, Proxy, Status, numbered, wait_for, wait_within};
 
 const MIB: usize = 1 << 20;

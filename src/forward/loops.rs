@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{LIMITS, Shared, witness};
-use crate::config::{ForwardConfig, Server};
+use crate::config::{Address, ForwardConfig, Server};
 use crate::gearman::admin;
 use crate::gearman::connection::ConnectionError;
 
@@ -44,6 +44,7 @@ struct Node {
     name: String,
     /// The source's queue.
     queue: String,
+    destinations: Vec<Address>,
     /// The forwards that take what this one delivers.
     leads_to: Vec<usize>,
 }
@@ -71,7 +72,8 @@ impl Loops {
         known.last += 1;
         let number = known.last;
         let (name, queue) = (config.source.to_string(), config.source.queue.clone());
-        known.forwards.insert(number, Node { name, queue, leads_to: Vec::new() });
+        let destinations = config.destinations.clone();
+        known.forwards.insert(number, Node { name, queue, destinations, leads_to: Vec::new() });
         number
     }
 
@@ -92,10 +94,15 @@ impl Loops {
     pub fn check(&self, shared: &Shared) -> Result<(), String> {
         let connected = Instant::now();
         let address = shared.teller.metrics().destination().1;
+        // A forward that looked before this one was there may lead to it.
+        let before: Vec<(usize, Address)> = self.known.lock().leading_to(&shared.config.source.queue, shared.number);
+        for (number, address) in before {
+            let workers = self.workers(shared, &address.server, connected);
+            self.known.lock().add(number, &workers, &address.queue);
+        }
         let workers = self.workers(shared, &address.server, connected);
         let mut known = self.known.lock();
-        let takes = |number: &usize| known.forwards.get(number).is_some_and(|node| node.queue == address.queue);
-        let leads_to: Vec<usize> = workers.into_iter().filter(takes).collect();
+        let leads_to = known.takers(&workers, &address.queue);
         if let Some(way) = known.way(&leads_to, shared.number) {
             return Err(words(&way));
         }
@@ -141,6 +148,32 @@ impl Loops {
 }
 
 impl Known {
+    /// The other forwards with a destination of this queue, which may be on any server, and that destination.
+    fn leading_to(&self, queue: &str, number: usize) -> Vec<(usize, Address)> {
+        let others = self.forwards.iter().filter(|(other, _)| **other != number);
+        let to_it = |(other, node): (&usize, &Node)| {
+            let destination = node.destinations.iter().find(|address| address.queue == queue)?;
+            Some((*other, destination.clone()))
+        };
+        others.filter_map(to_it).collect()
+    }
+
+    /// Those among a server's workers that take from this queue.
+    fn takers(&self, workers: &[usize], queue: &str) -> Vec<usize> {
+        let takes = |number: &usize| self.forwards.get(number).is_some_and(|node| node.queue == queue);
+        workers.iter().copied().filter(takes).collect()
+    }
+
+    /// A forward also leads to these.
+    fn add(&mut self, number: usize, workers: &[usize], queue: &str) {
+        let takers = self.takers(workers, queue);
+        if let Some(node) = self.forwards.get_mut(&number) {
+            node.leads_to.extend(takers);
+            node.leads_to.sort_unstable();
+            node.leads_to.dedup();
+        }
+    }
+
     /// The names on a way from one of `from` to `to`, beginning and ending with `to`.
     fn way(&self, from: &[usize], to: usize) -> Option<Vec<&str>> {
         let name = |number: &usize| self.forwards.get(number).map_or("?", |node| node.name.as_str());
@@ -186,7 +219,8 @@ mod tests {
 
     fn known(edges: &[(usize, &[usize])]) -> Known {
         let node = |&(number, leads_to): &(usize, &[usize])| {
-            (number, Node { name: format!("s{number}"), queue: "q".to_owned(), leads_to: leads_to.to_vec() })
+            let (name, queue) = (format!("s{number}"), "q".to_owned());
+            (number, Node { name, queue, destinations: Vec::new(), leads_to: leads_to.to_vec() })
         };
         Known { last: edges.len(), forwards: edges.iter().map(node).collect() }
     }

@@ -1,9 +1,31 @@
 //! Gearman's packets as a server reads and writes them. Written for the simulator alone, so that a misreading of the
 //! protocol in the program is not repeated here.
 
-/// The packet types.
-#[path = "../support/wire.rs"]
-pub mod kind;
+/// The packet types that occur here.
+pub mod kind {
+    pub const CAN_DO: u32 = 1;
+    pub const PRE_SLEEP: u32 = 4;
+    pub const NOOP: u32 = 6;
+    pub const SUBMIT_JOB: u32 = 7;
+    pub const JOB_CREATED: u32 = 8;
+    pub const NO_JOB: u32 = 10;
+    pub const WORK_STATUS: u32 = 12;
+    pub const WORK_COMPLETE: u32 = 13;
+    pub const WORK_FAIL: u32 = 14;
+    pub const ECHO_REQ: u32 = 16;
+    pub const ECHO_RES: u32 = 17;
+    pub const SUBMIT_JOB_BG: u32 = 18;
+    pub const ERROR: u32 = 19;
+    pub const SUBMIT_JOB_HIGH: u32 = 21;
+    pub const WORK_EXCEPTION: u32 = 25;
+    pub const WORK_DATA: u32 = 28;
+    pub const WORK_WARNING: u32 = 29;
+    pub const GRAB_JOB_UNIQ: u32 = 30;
+    pub const JOB_ASSIGN_UNIQ: u32 = 31;
+    pub const SUBMIT_JOB_HIGH_BG: u32 = 32;
+    pub const SUBMIT_JOB_LOW: u32 = 33;
+    pub const SUBMIT_JOB_LOW_BG: u32 = 34;
+}
 
 /// What an acknowledgement carries.
 pub const BACKGROUND: &[u8] = b"job submitted as background task";

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::loopback;
 use super::peer::*;
+pub use super::wire::response;
 
 /// What came from the proxy: a packet, or a text command as type 0.
 pub struct Request {

@@ -99,7 +99,8 @@ fn misbehave(peer: &mut Peer, seed: u64) {
             (GRAB_JOB_UNIQ, 0) => say(peer, &mut random, &assigned(peer.number, &vec![b'x'; LARGE])),
             (GRAB_JOB_UNIQ, 1..20) => {
                 let data = vec![b'x'; 1 << random.below(21)];
-                say(peer, &mut random, &assigned(1 + random.below(1 << 30), &data))
+                let job = assigned(1 + random.below(1 << 30), &data);
+                say(peer, &mut random, &job)
             }
             (SUBMIT_JOB, 0) => {
                 peer.answer(&request)
@@ -120,10 +121,12 @@ fn misbehave(peer: &mut Peer, seed: u64) {
         0 => peer.flood(&bytes),
         1 => {
             let end = Instant::now() + Duration::from_secs(20);
-            bytes
-                .iter()
-                .take_while(|byte| peer.say(&[**byte]) && Instant::now() < end)
-                .for_each(|_| peer.pause(Duration::from_millis(20)));
+            for byte in &bytes {
+                if !peer.say(&[*byte]) || Instant::now() > end {
+                    return;
+                }
+                peer.pause(Duration::from_millis(20));
+            }
         }
         2 => peer.pause(Duration::from_secs(random.below(20) as u64)),
         3 => {}

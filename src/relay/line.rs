@@ -142,6 +142,11 @@ impl Relay {
 
     pub(super) fn connect_failed(&mut self, now: Now, id: LineId, loss: &Loss) {
         if self.current(id) && self.lines[id.submitter].state == LineState::Connecting {
+            if self.lines[id.submitter].destination != self.outage.destination {
+                // Another destination is tried meanwhile: this one's failure says nothing about it.
+                self.lines[id.submitter].state = LineState::Down { next_try: now };
+                return;
+            }
             self.line_is_down(now, id.submitter, &loss.cause);
             if self.session.window.held() == 0 && self.session.phase == Phase::Apart {
                 // Nothing may be there twice.

@@ -129,7 +129,9 @@ impl Relay {
         {
             self.outage.full = None;
         }
-        if self.outage.probing && self.session.window.held() > 0 && self.settings.destinations > 1 {
+        // At a release the session's end switches.
+        let relaying = self.session.phase == Phase::Relaying;
+        if relaying && self.outage.probing && self.session.window.held() > 0 && self.settings.destinations > 1 {
             // What is tried with is kept, but not at a destination that does not come back.
             if self.trouble_lasts_until().is_some_and(|at| at <= now) {
                 self.switch_destination(now);

@@ -176,7 +176,7 @@ pub enum Predecessor {
     /// It was told to stop. The successor begins when it has ended.
     Stopping(Forward),
     /// What it knew.
-    Ended(Legacy),
+    Ended(Box<Legacy>),
 }
 
 /// A destination connection, as its submitter made it, until its confirmer reads it.
@@ -287,7 +287,7 @@ impl Forward {
         }
         match predecessor {
             Predecessor::None => shared.begun.set(),
-            Predecessor::Ended(legacy) => shared.inherit(legacy),
+            Predecessor::Ended(legacy) => shared.inherit(*legacy),
             Predecessor::Stopping(predecessor) => {
                 let heir = Arc::clone(&shared);
                 let name = thread_name("w", None, &shared.config.source.queue);

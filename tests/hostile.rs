@@ -15,7 +15,7 @@ use gearman_proxy::forward::{Common, Forward, Predecessor, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
 use gearman_proxy::stages::Stages;
 use support::peer::*;
-use support::stub::{Line, response};
+use support::stub::Line;
 use support::{Gearmand, Proxy, Queue, Status, Stub, free_port, loopback, numbered, wait_for};
 
 /// A forward in this process, with its durations shortened.

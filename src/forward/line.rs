@@ -64,13 +64,15 @@ impl Shared {
 pub fn stage(shared: &Shared, pump: Pump, heartbeat: &Heartbeat, scratch: &mut Scratch, batch: Batch) -> Event {
     let Batch { line, number, destination, jobs } = batch;
     let queue = shared.config.destinations.get(destination).map_or("", |address| &address.queue);
-    let began = Instant::now();
+    // Without stages a batch is never long in the making, and a look at the clock for each job costs more than the rest.
+    let began = (!shared.config.stages.is_identity()).then(Instant::now);
     let mut outcomes = Vec::with_capacity(jobs.len());
-    let mut chunk = Chunk::default();
+    let mut chunk = Chunk::for_jobs(jobs.len());
     let mut unique = Vec::new();
     for (job, id) in jobs {
         let stopped = shared.interrupted.load(Ordering::Relaxed);
-        let enough = !outcomes.is_empty() && (began.elapsed() > STAGING || chunk.len() > STAGED_BYTES);
+        let long = began.is_some_and(|began| began.elapsed() > STAGING);
+        let enough = !outcomes.is_empty() && (long || chunk.len() > STAGED_BYTES);
         outcomes.push(match stopped || enough {
             true => Staged::Interrupted,
             false => {

@@ -318,16 +318,6 @@ fn hex(number: u128) -> [u8; 32] {
     digits
 }
 
-/// A job for tests with this data, and without a unique id.
-#[cfg(test)]
-pub fn a_job(data: &[u8]) -> Job {
-    let body = [b"H:host:1\0queue\0\0", data].concat();
-    let bytes = [&[0; HEADER_SIZE], &body[..]].concat();
-    let packet = Packet { kind: crate::gearman::packet::kind::JOB_ASSIGN_UNIQ, body: &body };
-    let parts = Parts::read(0, &packet, &Origin::new("server:4730", Some(4711), "queue"));
-    parts.unwrap().in_block(Arc::new(Block::new(bytes, None)))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

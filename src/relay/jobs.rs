@@ -114,12 +114,11 @@ impl Jobs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::job::a_job;
 
     /// Five jobs in the order of their arrival.
     fn five() -> (Jobs, Vec<u32>) {
         let mut jobs = Jobs::default();
-        let slots = (0..5).map(|_| jobs.insert(a_job(b"data"), Now::ZERO)).collect();
+        let slots = (0..5).map(|_| jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO)).collect();
         (jobs, slots)
     }
 
@@ -132,7 +131,7 @@ mod tests {
         assert!(jobs.get(99).is_none() && jobs.get_mut(99).is_none() && jobs.remove(99).is_none());
         assert_eq!(jobs.all(), [slots[0], slots[2], slots[3], slots[4]]);
         assert_eq!(jobs.iter().map(|held| held.order).sum::<u64>(), 1 + 3 + 4 + 5);
-        assert_eq!(jobs.insert(a_job(b"data"), Now::ZERO), slots[1]);
+        assert_eq!(jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO), slots[1]);
         assert_eq!(jobs.get(slots[1]).map(|held| held.order), Some(6));
     }
 
@@ -146,7 +145,7 @@ mod tests {
         }
         jobs.rest();
         assert_eq!((jobs.slots.capacity(), jobs.free.capacity()), (0, 0));
-        let slot = jobs.insert(a_job(b"data"), Now::ZERO);
+        let slot = jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO);
         assert_eq!(jobs.get(slot).map(|held| held.order), Some(6));
     }
 

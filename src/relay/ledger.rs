@@ -143,7 +143,7 @@ impl Ledger {
         }
         match &mut self.latest {
             // Mostly they come in order.
-            Some((_, last)) if *last + 1 == number => return *last = number,
+            Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
             latest => {
                 if let Some((first, last)) = latest.replace((number, number)) {
                     self.keep(first, last);
@@ -162,7 +162,7 @@ impl Ledger {
             last = end.max(last);
         }
         match self.proven.range_mut(..number).next_back() {
-            Some((_, end)) if *end + 1 >= number => *end = (*end).max(last),
+            Some((_, end)) if end.saturating_add(1) >= number => *end = (*end).max(last),
             _ => {
                 self.proven.insert(number, last);
                 if self.proven.len() > RANGES {

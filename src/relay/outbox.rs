@@ -11,6 +11,9 @@ use crate::gearman::packet::{ProtocolError, put_header};
 /// cheaper.
 const REFERENCED_DATA: usize = 256;
 
+/// What a submission takes beside its data as a rule: header, queue, unique id, bytes.
+const BESIDE_DATA: usize = 128;
+
 /// Submissions that are written together. Data that no stage has changed is not copied.
 #[derive(Debug, Default)]
 pub struct Chunk {
@@ -38,6 +41,15 @@ impl Chunk {
     /// Of these bytes alone.
     pub fn of(bytes: Vec<u8>) -> Chunk {
         Chunk { bytes, ..Chunk::default() }
+    }
+
+    /// For the submissions of this many jobs.
+    pub fn for_jobs(count: usize) -> Chunk {
+        Chunk {
+            bytes: Vec::with_capacity(count * BESIDE_DATA),
+            references: Vec::with_capacity(count),
+            ..Chunk::default()
+        }
     }
 
     /// Bytes that are not written yet.
@@ -170,7 +182,6 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::gearman::packet::{kind, put_request};
-    use crate::relay::job::a_job;
 
     fn unwritten(chunk: &Chunk) -> Vec<u8> {
         chunk.slices(usize::MAX).iter().flat_map(|slice| slice.to_vec()).collect()
@@ -196,7 +207,7 @@ mod tests {
                     kind::SUBMIT_JOB_BG,
                     b"queue",
                     b"id",
-                    changed.map_or_else(|| Payload::Unchanged(a_job(data)), Payload::Changed),
+                    changed.map_or_else(|| Payload::Unchanged(Job::of(b"H:host:1", b"", data)), Payload::Changed),
                 )
                 .unwrap();
             assert_eq!(length as usize, packet.len());

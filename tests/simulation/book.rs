@@ -429,12 +429,17 @@ impl World<'_> {
 
     fn check_twice(&mut self, class: usize) {
         let account = &self.book.accounts[class];
-        let (Some(last), earlier) = (account.copies.last(), account.copies.len() - 1) else { return };
+        let earlier = account.copies.len() - 1;
         if account.copies.len() <= account.accepted + account.wiped + account.excused {
             return;
         }
-        let excuse =
-            (0..earlier).find(|&at| !account.copies[at].used && self.excuses(&account.copies[at], last, class));
+        // Of equal jobs, it may be two others that are copies of one.
+        let later = if account.accepted > 1 { 1 } else { earlier };
+        let mut pairs = (later..=earlier).rev().flat_map(|last| (0..last).map(move |first| (first, last)));
+        let excuse = pairs.find(|&(first, last)| {
+            !account.copies[first].used && self.excuses(&account.copies[first], &account.copies[last], class)
+        });
+        let excuse = excuse.map(|(first, _)| first);
         let account = &mut self.book.accounts[class];
         account.excused += 1;
         match excuse {

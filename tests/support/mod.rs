@@ -14,6 +14,7 @@ pub mod proxy;
 pub mod relay;
 pub mod scripted;
 pub mod stub;
+pub mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

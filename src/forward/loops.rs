@@ -44,12 +44,8 @@ struct Node {
     name: String,
     /// The source's queue.
     queue: String,
-<<<<<<< HEAD
     /// Once it may take jobs: its destination, and when that was asked.
     asked: Option<(Address, Instant)>,
-=======
-    destinations: Vec<Address>,
->>>>>>> core
     /// The forwards that take what this one delivers.
     leads_to: Vec<usize>,
 }
@@ -77,12 +73,7 @@ impl Loops {
         known.last += 1;
         let number = known.last;
         let (name, queue) = (config.source.to_string(), config.source.queue.clone());
-<<<<<<< HEAD
         known.forwards.insert(number, Node { name, queue, asked: None, leads_to: Vec::new() });
-=======
-        let destinations = config.destinations.clone();
-        known.forwards.insert(number, Node { name, queue, destinations, leads_to: Vec::new() });
->>>>>>> core
         number
     }
 
@@ -103,24 +94,15 @@ impl Loops {
     pub fn check(&self, shared: &Shared) -> Result<(), String> {
         let connected = Instant::now();
         let address = shared.teller.metrics().destination().1;
-        // A forward that looked before this one was there may lead to it.
-        let before: Vec<(usize, Address)> = self.known.lock().leading_to(&shared.config.source.queue, shared.number);
-        for (number, address) in before {
-            let workers = self.workers(shared, &address.server, connected);
-            self.known.lock().add(number, &workers, &address.queue);
-        }
         let workers = self.workers(shared, &address.server, connected);
         let mut known = self.known.lock();
         let leads_to = known.takers(&workers, &address.queue);
-<<<<<<< HEAD
         // Who asked before this forward's source was connected doesn't know that it leads here.
         while let Some((number, address)) = known.asked_before(connected, &leads_to) {
             let asked = Instant::now();
             let workers = MutexGuard::unlocked(&mut known, || self.workers(shared, &address.server, connected));
             known.set(number, Some((address, asked)), &workers);
         }
-=======
->>>>>>> core
         if let Some(way) = known.way(&leads_to, shared.number) {
             let words = words(&way);
             known.set(shared.number, None, &[]);
@@ -166,26 +148,12 @@ impl Loops {
 }
 
 impl Known {
-<<<<<<< HEAD
-=======
-    /// The other forwards with a destination of this queue, which may be on any server, and that destination.
-    fn leading_to(&self, queue: &str, number: usize) -> Vec<(usize, Address)> {
-        let others = self.forwards.iter().filter(|(other, _)| **other != number);
-        let to_it = |(other, node): (&usize, &Node)| {
-            let destination = node.destinations.iter().find(|address| address.queue == queue)?;
-            Some((*other, destination.clone()))
-        };
-        others.filter_map(to_it).collect()
-    }
-
->>>>>>> core
     /// Those among a server's workers that take from this queue.
     fn takers(&self, workers: &[usize], queue: &str) -> Vec<usize> {
         let takes = |number: &usize| self.forwards.get(number).is_some_and(|node| node.queue == queue);
         workers.iter().copied().filter(takes).collect()
     }
 
-<<<<<<< HEAD
     /// What a forward's destination answered; nothing where it takes no jobs.
     fn set(&mut self, number: usize, asked: Option<(Address, Instant)>, workers: &[usize]) {
         let leads_to = asked.as_ref().map_or_else(Vec::new, |(address, _)| self.takers(workers, &address.queue));
@@ -207,18 +175,6 @@ impl Known {
         None
     }
 
-=======
-    /// A forward also leads to these.
-    fn add(&mut self, number: usize, workers: &[usize], queue: &str) {
-        let takers = self.takers(workers, queue);
-        if let Some(node) = self.forwards.get_mut(&number) {
-            node.leads_to.extend(takers);
-            node.leads_to.sort_unstable();
-            node.leads_to.dedup();
-        }
-    }
-
->>>>>>> core
     /// The names on a way from one of `from` to `to`, beginning and ending with `to`.
     fn way(&self, from: &[usize], to: usize) -> Option<Vec<&str>> {
         let name = |number: &usize| self.forwards.get(number).map_or("?", |node| node.name.as_str());
@@ -264,15 +220,10 @@ mod tests {
 
     fn known(edges: &[(usize, &[usize])]) -> Known {
         let node = |&(number, leads_to): &(usize, &[usize])| {
-<<<<<<< HEAD
             (
                 number,
                 Node { name: format!("s{number}"), queue: "q".to_owned(), asked: None, leads_to: leads_to.to_vec() },
             )
-=======
-            let (name, queue) = (format!("s{number}"), "q".to_owned());
-            (number, Node { name, queue, destinations: Vec::new(), leads_to: leads_to.to_vec() })
->>>>>>> core
         };
         Known { last: edges.len(), forwards: edges.iter().map(node).collect() }
     }

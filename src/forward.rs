@@ -495,7 +495,7 @@ impl Shared {
 
     /// Nothing here can block.
     fn carry_out(&self, actions: Actions) {
-        let Actions { close_source, close, wake, tell, finished, ended } = actions;
+        let Actions { close_source, close, wake, tell, ended } = actions;
         if let Some(generation) = close_source {
             shut_down(&self.source, generation);
             // It may wait for its turn.
@@ -519,7 +519,6 @@ impl Shared {
         for tell in tell {
             self.teller.tell(tell);
         }
-        drop(finished);
     }
 
     fn waker(&self, pump: Pump) -> Option<&Waker> {

@@ -273,8 +273,6 @@ pub struct Actions {
     /// Pumps that are parked (or pause) and have something to do.
     pub wake: Vec<Pump>,
     pub tell: Vec<Tell>,
-    /// Jobs that are done with: dropped outside the lock.
-    pub finished: Vec<Job>,
     /// The forward has ended: whatever still connects or asks gives up.
     pub ended: bool,
 }

@@ -276,7 +276,6 @@ impl Relay {
         if held.number != 0 || held.blame.is_any() {
             self.ledger.note(held.job.identity().key, Fate::Unconfirmed(held.number, held.blame));
         }
-        self.actions.finished.push(held.job);
     }
 
     pub(super) fn written(&mut self, now: Now, id: LineId, rest: Option<Chunk>, failed: bool) {
@@ -361,7 +360,6 @@ impl Relay {
         let Some(held) = self.jobs.remove(flown.slot) else { return true };
         if held.gone {
             self.ledger.note(held.job.identity().key, Fate::Delivered);
-            self.actions.finished.push(held.job);
         } else {
             self.delivered(now, &held);
             self.acknowledge(now, held);

@@ -24,7 +24,6 @@ impl Relay {
     pub(super) fn release(&mut self, now: Now, held: Held) {
         self.session.completions += 1;
         self.session.window.released(1, held.job.size(), now);
-        self.actions.finished.push(held.job);
     }
 
     pub(super) fn undeliverable(&mut self, now: Now, slot: u32, reason: Reason) {

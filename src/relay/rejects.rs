@@ -91,7 +91,6 @@ impl Relay {
                 (true, true) => {
                     if let Some(held) = self.jobs.remove(slot) {
                         self.ledger.note(held.job.identity().key, Fate::Delivered);
-                        self.actions.finished.push(held.job);
                     }
                 }
                 (true, false) => self.forget(slot),

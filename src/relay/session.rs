@@ -43,6 +43,8 @@ pub struct Session {
     pub generation: u32,
     pub window: Window,
     pub out: Vec<u8>,
+    /// The buffer that was written last, for the next bytes.
+    spare: Vec<u8>,
     /// A thread writes, since when; whether that has failed.
     writing: Option<Now>,
     being_written: usize,
@@ -77,6 +79,7 @@ impl Session {
             generation: 0,
             window: Window::new(explicit, byte_limit),
             out: Vec::new(),
+            spare: Vec::new(),
             writing: None,
             being_written: 0,
             failed: false,
@@ -149,7 +152,8 @@ impl Session {
         }
         self.writing = Some(now);
         self.being_written = self.out.len();
-        Some(std::mem::take(&mut self.out))
+        let next = std::mem::take(&mut self.spare);
+        Some(std::mem::replace(&mut self.out, next))
     }
 
     /// Bytes for the source that it has not taken yet.
@@ -392,7 +396,6 @@ impl Relay {
         }
         if self.session.phase != Phase::Relaying {
             // It goes back with the close.
-            self.actions.finished.push(job);
             return true;
         }
         let (size, identity) = (job.size(), job.identity());
@@ -465,11 +468,11 @@ impl Relay {
         session.failed |= failed;
         if failed {
             self.actions.close_source = Some(generation);
-        } else if session.out.is_empty() {
+        } else {
             // A thousand idle connections should not take much memory.
             buffer.clear();
             buffer.shrink_to(if session.window.asleep() { IDLE_BUFFER } else { LARGEST_BUFFER });
-            session.out = buffer;
+            session.spare = buffer;
         }
     }
 

@@ -659,19 +659,28 @@ fn a_filter_of_64_kib_is_refused() {
 fn a_thousand_busy_forwards_share_their_memory() {
     const FORWARDS: usize = 1000;
     const JOBS: usize = 300;
+    /// Under way at once of each forward: 16 MiB of jobs in all.
+    const HELD: usize = 27;
     let (given, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (giving, counting) = (given.clone(), done.clone());
     let source = Server::start(move |peer| {
-        let mut left = JOBS;
+        let (mut left, mut owed, mut out) = (JOBS, 0, 0);
         while let Some(request) = peer.next() {
             match request.kind {
-                GRAB_JOB_UNIQ if left > 0 => {
-                    left -= 1;
-                    giving.fetch_add(1, Ordering::SeqCst);
-                    peer.say(&assigned(peer.number * JOBS + left, &[b'x'; 600]));
+                GRAB_JOB_UNIQ => owed += 1,
+                WORK_COMPLETE => {
+                    counting.fetch_add(1, Ordering::SeqCst);
+                    out -= 1;
                 }
-                WORK_COMPLETE => drop(counting.fetch_add(1, Ordering::SeqCst)),
                 _ => drop(peer.answer(&request)),
+            }
+            while owed > 0 && left > 0 && out < HELD {
+                (left, owed, out) = (left - 1, owed - 1, out + 1);
+                giving.fetch_add(1, Ordering::SeqCst);
+                peer.say(&assigned(peer.number * JOBS + left, &[b'x'; 600]));
+            }
+            if left == 0 {
+                peer.say(&response(NO_JOB, &[]).repeat(std::mem::take(&mut owed)));
             }
         }
     });

@@ -77,7 +77,7 @@ fn a_burst_of_rejects_makes_one_line_and_its_count_follows_when_it_is_over() {
     let counted = |line: &String| -> u64 {
         if let Some((_, more)) = line.split_once("(and ") {
             1 + more.split_once(' ').unwrap().0.parse::<u64>().unwrap()
-        } else if line.contains("more jobs were undeliverable") || line.contains("more job were undeliverable") {
+        } else if line.contains(" more job") {
             line.rsplit_once(": ").unwrap().1.split_once(' ').unwrap().0.parse().unwrap()
         } else {
             1

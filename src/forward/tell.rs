@@ -76,10 +76,10 @@ impl Teller {
         let mut limiters = self.limiters.lock();
         let Limiters { rejected, expired, odd_ids, strange } = &mut *limiters;
         for (limiter, what) in [
-            (rejected, "were undeliverable or failed"),
+            (rejected, "undeliverable or failed"),
             (expired, "older than max_age dropped"),
-            (odd_ids, "had no usable unique id from uniq_callback"),
-            (strange, "were unknown to the source when they ended"),
+            (odd_ids, "without a usable unique id from uniq_callback"),
+            (strange, "unknown to the source at their end"),
         ] {
             if let Some(more) = limiter.due(now) {
                 info!("forward {}: {} {what}", self.name, counted(more).replacen(' ', " more ", 1));

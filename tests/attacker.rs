@@ -111,7 +111,13 @@ fn a_status_of_16_mib_is_read_line_by_line() {
     }
     config += &format!("{} = {}\n", hostile.queue("many_*"), healthy.destination.queue(""));
     let proxy = Proxy::start(&config);
-    wait_for("a status answer", || answered.load(Ordering::SeqCst) > 1);
+    wait_for("an answer to the pattern's question", || answered.load(Ordering::SeqCst) > 0);
+    healthy.source.wait_for_workers("proxy_status", 1);
+    wait_within(2 * PATIENCE, "one to the status's", || {
+        Status::ask(&healthy.source, "proxy_status", "check");
+        thread::park_timeout(Duration::from_millis(200));
+        answered.load(Ordering::SeqCst) > 1
+    });
     healthy.works();
     assert!(peak(&proxy) < 64, "{} MiB", peak(&proxy));
 }

@@ -354,7 +354,10 @@ fn one_look_shows_the_table_and_exits_with_the_status() {
     let ended = asked(&[&format!("--top={}", source.queue("proxy_status")), "--once"]);
     assert_eq!(ended.status, Some(1));
     let lines: Vec<&str> = ended.stdout.lines().collect();
-    assert_matches(r"^WARNING - gearman-proxy \S+, process \d+, up \S+: 1 of 2 forwards working; seccomp (on|off.*)$", lines[0]);
+    assert_matches(
+        r"^WARNING - gearman-proxy \S+, process \d+, up \S+: 1 of 2 forwards working; seccomp (on|off.*)$",
+        lines[0],
+    );
     assert_matches(
         r"^  dead +0 +0 +0 +3 +0  down \S+: connection refused",
         lines.iter().find(|line| line.starts_with("  dead")).unwrap(),

@@ -498,7 +498,8 @@ fn a_server_that_answers_status_with_16_mib_costs_no_memory() {
         .spawn()
         .unwrap();
     let (mut stream, _) = hostile.accept().unwrap();
-    let lines: String = (0..1000).map(|number| format!("{number:x}\t1\t0\t0\n")).collect();
+    // Long names: a slow build on a busy machine has to read them all before its patience ends.
+    let lines: String = (0..1000).map(|number| format!("{number:0500}\t1\t0\t0\n")).collect();
     for _ in 0..(15 << 20) / lines.len() {
         stream.write_all(lines.as_bytes()).unwrap();
     }

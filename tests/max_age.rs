@@ -52,12 +52,14 @@ fn decrypted(data: &[u8]) -> Vec<u8> {
 fn after_an_outage_exactly_the_young_results_arrive_and_the_others_are_counted() {
     const JOBS: usize = 20_000;
     let (source, mut destination) = (Gearmand::start(), Gearmand::start());
-    let mut proxy = Proxy::start(&format!(
-        "statusqueue = {}\n{} = {}\ndecrypt = should_be_changed\nencrypt = should_be_changed\nmax_age = {MAX_AGE}\n",
-        source.queue("proxy_status"),
-        source.queue("results"),
-        destination.queue("results"),
-    ));
+    let mut proxy = Proxy::with_status(
+        &source,
+        &format!(
+            "{} = {}\ndecrypt = should_be_changed\nencrypt = should_be_changed\nmax_age = {MAX_AGE}\n",
+            source.queue("results"),
+            destination.queue("results"),
+        ),
+    );
     source.wait_for_workers("results", 1);
     destination.kill();
     // 0 to 3 h, with a gap around the limit that is wider than the test is long.
@@ -150,12 +152,10 @@ fn every_way_of_reading_a_job_finds_its_time() {
 #[test]
 fn a_client_that_waits_for_an_expired_job_gets_a_failure() {
     let (source, destination) = (Gearmand::start(), Gearmand::start());
-    let _proxy = Proxy::start(&format!(
-        "statusqueue = {}\n{} = {}\nasync = 0\nmax_age = {MAX_AGE}\n",
-        source.queue("proxy_status"),
-        source.queue("checks"),
-        destination.queue("checks")
-    ));
+    let _proxy = Proxy::with_status(
+        &source,
+        &format!("{} = {}\nasync = 0\nmax_age = {MAX_AGE}\n", source.queue("checks"), destination.queue("checks")),
+    );
     let mut client = source.client();
     let handle = client.submit("checks", b"", &plain(&format!("core_time={}\n", ago(MAX_AGE + 100))));
     let packet = client.receive();

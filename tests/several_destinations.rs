@@ -20,13 +20,15 @@ fn missing_and_repeated(sent: &[Vec<u8>], received: &[&[Vec<u8>]]) -> (usize, us
 #[test]
 fn one_hangs_and_everything_reaches_the_other() {
     let (source, mut first, second) = (Gearmand::start(), Gearmand::start(), Gearmand::start());
-    let proxy = Proxy::start(&format!(
-        "statusqueue = {}\nmetricsfile = metrics.prom\n{} = {}, {}\n",
-        source.queue("proxy_status"),
-        source.queue("work"),
-        first.queue("work"),
-        second.queue("work")
-    ));
+    let proxy = Proxy::with_status(
+        &source,
+        &format!(
+            "metricsfile = metrics.prom\n{} = {}, {}\n",
+            source.queue("work"),
+            first.queue("work"),
+            second.queue("work")
+        ),
+    );
     source.wait_for_workers("work", 1);
     let jobs = numbered(1000);
     source.submit_all("work", &jobs[..300]);
@@ -72,13 +74,10 @@ fn one_hangs_and_everything_reaches_the_other() {
 #[test]
 fn the_first_is_down_at_start_and_the_second_dies_later() {
     let (source, mut first, mut second) = (Gearmand::start(), Gearmand::down(), Gearmand::start());
-    let _proxy = Proxy::start(&format!(
-        "statusqueue = {}\n{} = {}, {}\n",
-        source.queue("proxy_status"),
-        source.queue("work"),
-        first.queue("elsewhere"),
-        second.queue("work")
-    ));
+    let _proxy = Proxy::with_status(
+        &source,
+        &format!("{} = {}, {}\n", source.queue("work"), first.queue("elsewhere"), second.queue("work")),
+    );
     let jobs = numbered(200);
     source.submit_all("work", &jobs[..100]);
     second.wait_for_jobs("work", 100);

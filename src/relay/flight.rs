@@ -18,7 +18,7 @@ const RATE_PERIOD: Duration = Duration::from_secs(5);
 /// What a destination sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// JOB_CREATED with the job's handle there (left out where nobody reads it).
+    /// JOB_CREATED with the job's handle there (left out where it is not needed).
     Created(Vec<u8>),
     /// ERROR with its code.
     Refused(String),
@@ -223,5 +223,194 @@ impl Flight {
     /// The time without progress, for the reason of a loss.
     pub fn quiet_for(&self, now: Now) -> Duration {
         now.saturating_sub(self.quiet_since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const ANSWER: Duration = Duration::from_secs(15);
+    const LONGEST: Duration = Duration::from_secs(25);
+    const WORTH: Duration = Duration::from_secs(5);
+
+    /// A flight whose rate is this many bytes a second, measured at `at`.
+    fn with_rate(rate: u32, at: Now) -> Flight {
+        let mut flight = Flight::default();
+        flight.submit(0, rate, at);
+        flight.replied();
+        flight.measure(at + SECOND);
+        flight
+    }
+
+    #[test]
+    fn a_clock_runs_only_while_something_is_owed_and_begins_again_with_each_byte_that_moves() {
+        let mut flight = Flight::default();
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), None);
+        flight.submit(1, 100, SECOND);
+        flight.submit(2, 100, 2 * SECOND);
+        assert_eq!((flight.len(), flight.owes(), flight.is_empty()), (2, 2, false));
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(SECOND + ANSWER));
+        flight.progressed(3 * SECOND);
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(3 * SECOND + ANSWER));
+        assert_eq!(flight.quiet_for(10 * SECOND), 7 * SECOND);
+        assert!(flight.replied().is_some() && flight.replied().is_some());
+        assert_eq!((flight.overdue_at(ANSWER, LONGEST), flight.is_empty()), (None, true));
+        assert!(flight.replied().is_none(), "a reply that nobody owed");
+
+        flight.echo(20 * SECOND);
+        flight.echo(21 * SECOND);
+        assert_eq!((flight.owes(), flight.len(), flight.echoes), (2, 0, 2));
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(20 * SECOND + ANSWER));
+        flight.submit(3, 100, 22 * SECOND);
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(20 * SECOND + ANSWER));
+    }
+
+    #[test]
+    fn a_slow_line_is_waited_for_longer_up_to_a_limit() {
+        let mut flight = with_rate(1000, Now::ZERO);
+        flight.submit(1, 1000, Now::ZERO);
+        flight.submit(2, 2000, Now::ZERO);
+        assert_eq!(flight.time_for(0), 3 * SECOND);
+        assert_eq!(flight.time_for(500), 3 * SECOND + SECOND / 2);
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(ANSWER + 6 * SECOND));
+        flight.submit(3, 100_000, Now::ZERO);
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(LONGEST));
+        assert_eq!(flight.overdue_at(2 * LONGEST, LONGEST), Some(2 * LONGEST));
+        assert_eq!(Flight::default().time_for(1 << 20), Duration::ZERO, "nothing was measured");
+    }
+
+    #[test]
+    fn a_large_job_that_is_alone_has_a_second_for_each_16_kib() {
+        let mut flight = Flight::default();
+        flight.submit(1, 5 << 20, Now::ZERO);
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(320 * SECOND));
+        flight.submit(2, 1, Now::ZERO);
+        assert_eq!(flight.overdue_at(ANSWER, LONGEST), Some(ANSWER));
+    }
+
+    #[test]
+    fn what_may_be_unconfirmed_is_what_the_line_takes_in_some_time() {
+        let mut flight = Flight::default();
+        assert_eq!(flight.room(WORTH, 1), FIRST_UNCONFIRMED);
+        assert_eq!(flight.room(WORTH, 4), FIRST_UNCONFIRMED / 4);
+        flight.submit(1, 1000, Now::ZERO);
+        assert_eq!(flight.room(WORTH, 1), FIRST_UNCONFIRMED - 1000);
+        flight.submit(2, 100_000, Now::ZERO);
+        assert_eq!(flight.room(WORTH, 1), 0);
+
+        let mut flight = with_rate(100_000, Now::ZERO);
+        assert_eq!(flight.room(WORTH, 1), 500_000);
+        flight.submit(1, 200_000, Now::ZERO);
+        assert_eq!(flight.room(WORTH, 1), 300_000);
+        assert_eq!(with_rate(1000, Now::ZERO).room(WORTH, 1), FIRST_UNCONFIRMED, "nor less than that");
+    }
+
+    /// Two submissions together are confirmed in two seconds: the second tells the rate of both.
+    #[test]
+    fn the_rate_counts_all_that_was_confirmed_since_the_submission() {
+        let mut flight = Flight::default();
+        flight.submit(1, 1000, SECOND);
+        flight.submit(2, 3000, SECOND);
+        flight.replied();
+        flight.measure(2 * SECOND);
+        assert_eq!(flight.rate.get(), 1000);
+        flight.replied();
+        flight.measure(3 * SECOND);
+        assert_eq!(flight.rate.get(), 2000);
+        flight.submit(3, 1, 3 * SECOND);
+        flight.replied();
+        flight.measure(4 * SECOND);
+        assert_eq!(flight.rate.get(), 2000, "the largest counts");
+    }
+
+    #[test]
+    fn a_rate_is_forgotten_after_two_periods() {
+        let rate = |at: &[(u64, Duration)]| {
+            let mut rate = Rate::default();
+            at.iter().for_each(|&(bytes, now)| rate.sample(bytes, SECOND, now));
+            rate.get()
+        };
+        let start = 100 * SECOND;
+        assert_eq!(rate(&[(9000, start), (10, start + RATE_PERIOD)]), 9000);
+        assert_eq!(rate(&[(9000, start), (10, start + RATE_PERIOD), (20, start + 2 * RATE_PERIOD)]), 20);
+        assert_eq!(rate(&[(9000, start), (10, start + 2 * RATE_PERIOD)]), 10, "after a pause");
+        assert_eq!(rate(&[(9000, start), (10, start + 2 * RATE_PERIOD - SECOND)]), 9000);
+        let mut instant = Rate::default();
+        instant.sample(3, Duration::ZERO, start);
+        assert_eq!(instant.get(), 3_000_000);
+    }
+
+    #[test]
+    fn what_is_lost_comes_back_in_the_order_of_submission() {
+        let mut flight = Flight::default();
+        (1..=3).for_each(|slot| flight.submit(slot, 10 * slot, Now::ZERO));
+        flight.replied();
+        flight.measure(Now::ZERO);
+        assert_eq!(flight.lose().map(|flown| (flown.slot, flown.bytes)).collect::<Vec<_>>(), [(2, 20), (3, 30)]);
+    }
+
+    fn response(kind: u32, body: &[u8]) -> Vec<u8> {
+        [&b"\0RES"[..], &kind.to_be_bytes(), &(body.len() as u32).to_be_bytes(), body].concat()
+    }
+
+    fn read(bytes: &[u8], max_result: Option<usize>) -> Result<Vec<Reply>, ProtocolError> {
+        let mut incoming = Incoming::default();
+        let mut unread = bytes;
+        while !unread.is_empty() {
+            incoming.fill(&mut unread).unwrap();
+        }
+        read_replies(&mut incoming, max_result)
+    }
+
+    #[test]
+    fn replies_to_background_jobs_are_confirmations_and_nothing_else() {
+        let bytes = [
+            response(kind::JOB_CREATED, b"H:a:1"),
+            response(kind::ERROR, b"QUEUE_ERROR\0too many"),
+            response(kind::ECHO_RES, b"?"),
+            response(kind::JOB_CREATED, b"H:a:2")[..15].to_vec(),
+        ];
+        let refused = Reply::Refused("QUEUE_ERROR".into());
+        assert_eq!(read(&bytes.concat(), None), Ok(vec![Reply::Created(Vec::new()), refused, Reply::Echo]));
+        for kind in [kind::WORK_COMPLETE, kind::WORK_STATUS, kind::NOOP, 99] {
+            assert_eq!(read(&response(kind, b"H:a:1\0"), None), Err(ProtocolError::Unexpected(kind)));
+        }
+        assert_eq!(read(&response(kind::NOOP, b""), Some(100)), Err(ProtocolError::Unexpected(kind::NOOP)));
+    }
+
+    #[test]
+    fn results_have_their_handle_and_what_follows_it() {
+        let kinds = [
+            kind::WORK_DATA,
+            kind::WORK_WARNING,
+            kind::WORK_STATUS,
+            kind::WORK_COMPLETE,
+            kind::WORK_FAIL,
+            kind::WORK_EXCEPTION,
+        ];
+        for kind in kinds {
+            let reply = |rest: &[u8]| Reply::Work { kind, handle: b"H:a:1".to_vec(), rest: rest.to_vec() };
+            assert_eq!(read(&response(kind, b"H:a:1\0re\0st"), Some(100)), Ok(vec![reply(b"\0re\0st")]));
+            assert_eq!(read(&response(kind, b"H:a:1"), Some(100)), Ok(vec![reply(b"")]));
+        }
+        let created = Reply::Created(b"H:a:1".to_vec());
+        assert_eq!(read(&response(kind::JOB_CREATED, b"H:a:1"), Some(100)), Ok(vec![created]));
+    }
+
+    /// 64 MiB of result that nobody can return are no reason to try again; a server that announces 64 MiB of JOB_CREATED is
+    /// none.
+    #[test]
+    fn only_a_result_may_be_too_large() {
+        let large = |kind: u32| [&b"\0RES"[..], &kind.to_be_bytes(), &(64_u32 << 20).to_be_bytes()].concat();
+        for kind in [kind::WORK_DATA, kind::WORK_WARNING, kind::WORK_COMPLETE, kind::WORK_EXCEPTION] {
+            assert_eq!(read(&large(kind), Some(1 << 20)), Err(ProtocolError::TooLong(64 << 20)));
+            assert_eq!(read(&large(kind), Some(64 << 20)), Ok(Vec::new()));
+            assert_eq!(read(&large(kind), None), Err(ProtocolError::Unexpected(kind)));
+        }
+        for kind in [kind::JOB_CREATED, kind::WORK_STATUS, kind::WORK_FAIL, kind::ERROR] {
+            assert_eq!(read(&large(kind), Some(64 << 20)), Err(ProtocolError::Unexpected(kind)));
+        }
     }
 }

@@ -33,6 +33,8 @@ pub struct Intake {
     end: usize,
     read_size: usize,
     was_full: bool,
+    /// Jobs that came with the last read: about as many will come with the next.
+    former: usize,
     /// The data of a job that is too large is being dropped.
     discard: Option<Discard>,
     max_job_size: usize,
@@ -56,6 +58,7 @@ impl Intake {
             end: unread.len(),
             read_size: SMALLEST_READ,
             was_full: false,
+            former: 0,
             discard: None,
             max_job_size,
             origin,
@@ -93,7 +96,7 @@ impl Intake {
         // A large packet's memory is taken at once, and touched as its bytes come.
         let mut wanted = self.read_size;
         if self.end == self.buffer.len() {
-            let needs = self.needs();
+            let needs = if self.end < HEADER_SIZE { 0 } else { self.needs() };
             wanted = if needs > self.end { needs.min(self.end + self.read_size) } else { self.end + self.read_size };
             if self.buffer.try_reserve_exact(needs.max(wanted) - self.end).is_err() {
                 return &mut [];
@@ -136,8 +139,8 @@ impl Intake {
     /// # Errors
     /// The bytes are no response that a worker may get.
     pub fn take(&mut self, memory: impl FnOnce() -> Vec<u8>) -> Result<Vec<SourcePacket>, ProtocolError> {
-        let mut packets = Vec::new();
-        let mut jobs = Vec::new();
+        let mut packets = Vec::with_capacity(self.former);
+        let mut jobs = Vec::with_capacity(self.former);
         let mut at = self.drop_discarded(&mut packets);
         loop {
             let unread = self.buffer.get(at..self.end).unwrap_or_default();
@@ -186,6 +189,7 @@ impl Intake {
             }
         }
         self.hand_over(at, &jobs, &mut packets, memory);
+        self.former = jobs.len();
         Ok(packets)
     }
 
@@ -221,8 +225,12 @@ impl Intake {
             let start = jobs.first().map_or(0, |(_, parts)| parts.range().start);
             let end = jobs.last().map_or(0, |(_, parts)| parts.range().end);
             let mut bytes = memory();
-            bytes.clear();
-            bytes.extend_from_slice(self.buffer.get(start..end).unwrap_or_default());
+            let copied = self.buffer.get(start..end).unwrap_or_default();
+            // As below: when it is read into again, it has its length.
+            match bytes.get_mut(..copied.len()) {
+                Some(place) => place.copy_from_slice(copied),
+                None => copied.clone_into(&mut bytes),
+            }
             self.buffer.copy_within(rest.clone(), 0);
             (bytes, start)
         } else {
@@ -244,5 +252,177 @@ impl Intake {
                 *packet = SourcePacket::Job(parts.moved_by(offset).in_block(Arc::clone(&block)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gearman::packet::put_request;
+
+    const MAX_JOB_SIZE: usize = 10_000;
+
+    fn intake() -> Intake {
+        Intake::new(b"", MAX_JOB_SIZE, Origin::new("server:4730", Some(4711), "queue"), None)
+    }
+
+    fn packet(kind: u32, arguments: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, kind, arguments);
+        bytes[..4].copy_from_slice(b"\0RES");
+        bytes
+    }
+
+    fn job(handle: &[u8], size: usize) -> Vec<u8> {
+        packet(kind::JOB_ASSIGN_UNIQ, &[handle, b"queue", b"id", &vec![b'd'; size]])
+    }
+
+    fn read(intake: &mut Intake, mut bytes: &[u8]) -> Result<Vec<SourcePacket>, ProtocolError> {
+        let mut packets = Vec::new();
+        while !bytes.is_empty() {
+            let room = intake.room(LARGEST_READ);
+            let count = room.len().min(bytes.len());
+            room[..count].copy_from_slice(&bytes[..count]);
+            bytes = &bytes[count..];
+            intake.advance(count);
+            packets.append(&mut intake.take(Vec::new)?);
+        }
+        Ok(packets)
+    }
+
+    fn told(packets: &[SourcePacket]) -> Vec<String> {
+        let tell = |packet: &SourcePacket| match packet {
+            SourcePacket::Job(job) => {
+                assert!(job.unique() == b"id" && job.data().iter().all(|&byte| byte == b'd'));
+                format!("job {} {}", job.handle().escape_ascii(), job.data().len())
+            }
+            SourcePacket::TooLarge { handle, size } => format!("large {} {size}", handle.escape_ascii()),
+            other => format!("{other:?}"),
+        };
+        packets.iter().map(tell).collect()
+    }
+
+    #[test]
+    fn packets_come_out_whole_whatever_pieces_they_come_in() {
+        let bytes = [
+            packet(kind::NOOP, &[]),
+            job(b"H:1", 0),
+            job(b"H:2", MAX_JOB_SIZE),
+            job(b"H:3", MAX_JOB_SIZE + 1),
+            job(b"H:4", MAX_JOB_SIZE + MAX_SMALL_PACKET),
+            job(b"H:5", 10 * MAX_JOB_SIZE),
+            job(b"H:6", 700),
+            packet(kind::NO_JOB, &[]),
+            packet(kind::ECHO_RES, &[b"?"]),
+            packet(kind::ERROR, &[b"CODE", b"text"]),
+        ];
+        let expected = [
+            "Noop",
+            "job H:1 0",
+            "job H:2 10000",
+            "large H:3 10001",
+            "large H:4 14096",
+            "large H:5 100000",
+            "job H:6 700",
+            "NoJob",
+            "Echo",
+            "Error(\"CODE\")",
+        ];
+        let bytes = bytes.concat();
+        for piece in [1, 7, 12, 13, 4096, 5000, 1 << 20] {
+            let mut intake = intake();
+            let packets: Vec<SourcePacket> =
+                bytes.chunks(piece).flat_map(|piece| read(&mut intake, piece).unwrap()).collect();
+            assert_eq!(told(&packets), expected, "pieces of {piece}");
+        }
+        let mut intake = Intake::new(&bytes, MAX_JOB_SIZE, intake().origin, None);
+        assert_eq!(told(&intake.take(Vec::new).unwrap()), expected, "what was read before the relay was there");
+    }
+
+    #[test]
+    fn a_job_that_is_too_large_takes_no_room() {
+        let mut intake = intake();
+        let bytes = job(b"H:1", 4 << 20);
+        let packets: Vec<SourcePacket> =
+            bytes.chunks(4096).flat_map(|piece| read(&mut intake, piece).unwrap()).collect();
+        assert_eq!(told(&packets), ["large H:1 4194304"]);
+        assert!(intake.capacity() <= 2 * LARGEST_READ, "{}", intake.capacity());
+        assert!(intake.capacity() > 0);
+    }
+
+    #[test]
+    fn what_no_worker_may_get_is_an_error() {
+        for (bytes, error) in [
+            (packet(kind::JOB_CREATED, &[b"H:1"]), ProtocolError::Unexpected(kind::JOB_CREATED)),
+            (packet(kind::JOB_ASSIGN_UNIQ, &[b"H:1"]), ProtocolError::BadArguments(kind::JOB_ASSIGN_UNIQ)),
+            (packet(kind::ERROR, &[&[b'e'; MAX_SMALL_PACKET + 1]]), ProtocolError::TooLong(MAX_SMALL_PACKET + 1)),
+            (packet(kind::JOB_ASSIGN_UNIQ, &[&[b'h'; 20_000]]), ProtocolError::BadArguments(kind::JOB_ASSIGN_UNIQ)),
+            (b"HTTP/1.1 400".to_vec(), ProtocolError::BadMagic),
+        ] {
+            assert_eq!(read(&mut intake(), &bytes).map(drop), Err(error));
+        }
+    }
+
+    #[test]
+    fn reads_grow_while_they_are_full_and_are_small_again_when_the_source_has_no_more() {
+        let mut intake = intake();
+        let mut sizes = Vec::new();
+        for _ in 0..7 {
+            let size = intake.room(LARGEST_READ).len();
+            intake.advance(size - 1);
+            assert!(!intake.was_full());
+            assert_eq!(intake.room(LARGEST_READ).len(), 1, "the room is used up before there is more");
+            intake.advance(1);
+            assert!(intake.was_full());
+            sizes.push(size);
+            // As if all of it had been packets.
+            intake.end = 0;
+        }
+        assert_eq!(sizes, [4096, 8192, 16_384, 32_768, 65_536, 65_536, 65_536]);
+        intake.end = SMALLEST_READ;
+        intake.rest();
+        assert_eq!((intake.buffer.len(), intake.was_full()), (SMALLEST_READ, false));
+        assert!(intake.capacity() < LARGEST_READ);
+        assert_eq!(intake.room(LARGEST_READ).len(), SMALLEST_READ);
+        intake.rest();
+        assert_eq!(intake.buffer.len(), SMALLEST_READ);
+    }
+
+    #[test]
+    fn the_beginning_of_a_packet_stays_when_memory_is_given_back() {
+        let mut intake = intake();
+        let bytes = job(b"H:1", 9000);
+        assert!(read(&mut intake, &bytes[..8000]).unwrap().is_empty());
+        intake.rest();
+        assert_eq!(told(&read(&mut intake, &bytes[8000..]).unwrap()), ["job H:1 9000"]);
+    }
+
+    #[test]
+    fn a_buffer_that_is_mostly_full_becomes_the_block_of_its_jobs() {
+        let lent = |bytes: &[u8]| {
+            let home = Arc::new(Lent::default());
+            let mut intake = intake();
+            intake.home = Some(home.clone());
+            let packets = read(&mut intake, bytes).unwrap();
+            assert_eq!(intake.buffer.len(), SMALLEST_READ);
+            drop(packets);
+            home.0.load(std::sync::atomic::Ordering::Relaxed)
+        };
+        let around = job(b"H:1", 0).len();
+        assert_eq!(lent(&job(b"H:1", SMALLEST_READ / 2 - around)), SMALLEST_READ);
+        assert!(lent(&job(b"H:1", SMALLEST_READ / 2 - around - 1)) < SMALLEST_READ * 3 / 4);
+        assert!(lent(&job(b"H:1", 0)) < 64);
+    }
+
+    /// Counts what blocks hold.
+    #[derive(Debug, Default)]
+    struct Lent(std::sync::atomic::AtomicUsize);
+
+    impl Home for Lent {
+        fn lend(&self, bytes: usize) {
+            self.0.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        }
+
+        fn take_back(&self, _: Vec<u8>) {}
     }
 }

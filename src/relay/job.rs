@@ -180,8 +180,9 @@ pub struct Identity {
 
 /// A hash of fixed definition: its outcome may meet those of an older release at the destination.
 ///
-/// Two lanes of 64 bits; each word pair is multiplied into 128 bits and folded (the scheme of wyhash). Every part is
-/// hashed with its length, so that parts can't run into each other.
+/// Two lanes of 64 bits take 16 bytes each in turn; a pair of words is multiplied into 128 bits and folded (the scheme of
+/// wyhash), and what a lane knew stays in it, so that no data can make it forget. Every part is hashed with its length, so
+/// that parts can't run into each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Hash128 {
     low: u64,
@@ -199,29 +200,37 @@ fn fold(a: u64, b: u64) -> u64 {
 impl Hash128 {
     const START: Hash128 = Hash128 { low: K[1], high: K[3] };
 
-    fn mix(&mut self, a: u64, b: u64) {
-        self.low = fold(a ^ K[0], b ^ self.low);
-        self.high = fold(b ^ K[2], a ^ self.high);
+    fn mix(&mut self, [a, b, c, d]: [u64; 4]) {
+        self.low = fold(a ^ K[0], b ^ self.low) ^ self.low.rotate_left(29);
+        self.high = fold(c ^ K[2], d ^ self.high) ^ self.high.rotate_left(29);
     }
 
     fn part(mut self, bytes: &[u8]) -> Hash128 {
-        let word = |chunk: &[u8]| chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        let (chunks, rest) = bytes.as_chunks::<16>();
-        for chunk in chunks {
-            if let ([a, b], _) = chunk.as_chunks::<8>() {
-                self.mix(u64::from_le_bytes(*a), u64::from_le_bytes(*b));
-            }
+        let (chunks, rest) = bytes.as_chunks::<32>();
+        chunks.iter().for_each(|chunk| self.mix(words(chunk)));
+        let mut last = [0; 32];
+        if let Some(last) = last.get_mut(..rest.len()) {
+            last.copy_from_slice(rest);
         }
-        let (a, b) = rest.split_at(rest.len().min(8));
-        self.mix(word(a), word(b));
-        self.mix(bytes.len() as u64, K[0]);
+        self.mix(words(&last));
+        self.mix([bytes.len() as u64, K[1], bytes.len() as u64, K[3]]);
         self
     }
 
-    fn finish(mut self) -> u128 {
-        self.mix(K[2], K[1]);
-        u128::from(self.high) << 64 | u128::from(self.low)
+    fn finish(self) -> u128 {
+        let Hash128 { low, high } = self;
+        let crossed = [fold(high ^ K[0], low ^ K[1]) ^ low, fold(low ^ K[2], high ^ K[3]) ^ high.rotate_left(17)];
+        let [low, high] = [fold(crossed[0] ^ K[2], crossed[1] ^ K[1]), fold(crossed[1] ^ K[0], crossed[0] ^ K[3])];
+        u128::from(high) << 64 | u128::from(low)
     }
+}
+
+fn words(chunk: &[u8; 32]) -> [u64; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(chunk.as_chunks::<8>().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    words
 }
 
 /// The part of a job's identity that all jobs of one source connection share.
@@ -300,11 +309,185 @@ fn number_of(handle: &[u8]) -> Option<(u64, u32)> {
     Some((number, before.len() as u32))
 }
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 /// As 32 hex digits; std's formatting takes as long as the hash of a whole job.
 fn hex(number: u128) -> [u8; 32] {
     let mut digits = [0; 32];
     for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
-        *pair = [byte >> 4, byte & 15].map(|digit| if digit < 10 { b'0' + digit } else { b'a' - 10 + digit });
+        *pair = [byte >> 4, byte & 15].map(|digit| HEX[usize::from(digit & 15)]);
     }
     digits
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::gearman::packet::kind;
+
+    fn origin() -> Origin {
+        Origin::new("127.0.0.1:4730", Some(4711), "queue")
+    }
+
+    /// A job whose packet begins five bytes behind the beginning of its block.
+    fn job(body: &[u8]) -> Result<Job, ProtocolError> {
+        let mut bytes = vec![b'.'; 5 + HEADER_SIZE];
+        bytes.extend_from_slice(body);
+        let parts = Parts::read(5, &Packet { kind: kind::JOB_ASSIGN_UNIQ, body }, &origin())?;
+        Ok(parts.in_block(Arc::new(Block::new(bytes, None))))
+    }
+
+    fn id(unique: UniqueId, job: &Job) -> String {
+        let mut out = b"what was there before".to_vec();
+        unique.write(&mut out, job);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_job_has_handle_unique_id_and_data() {
+        let job = job(b"H:a:1\0queue\0id\0da\0ta").unwrap();
+        assert_eq!((job.handle(), job.unique(), job.data()), (&b"H:a:1"[..], &b"id"[..], &b"da\0ta"[..]));
+        assert_eq!((job.size(), job.parts.data_size()), (20, 5));
+        assert_eq!(job.parts.range(), 17..37);
+        assert_eq!(job.identity(), origin().identify(b"H:a:1", b"id", b"da\0ta"));
+        let bytes = job.block.bytes[17..].to_vec();
+        let moved = job.parts.moved_by(17).in_block(Arc::new(Block::new(bytes, None)));
+        assert_eq!((moved.handle(), moved.unique(), moved.data()), (job.handle(), job.unique(), job.data()));
+        assert_eq!(moved.identity(), job.identity());
+    }
+
+    #[test]
+    fn the_nul_that_gearmand_adds_after_a_long_unique_id_is_dropped() {
+        let long = [b'u'; MAX_UNIQUE_SIZE];
+        for (unique, data, expected) in [
+            (&long[..], &b"\0data"[..], &b"data"[..]),
+            (&long[..], b"data", b"data"),
+            (&long[1..], b"\0data", b"\0data"),
+            (b"id", b"\0data", b"\0data"),
+        ] {
+            let job = job(&[b"H:a:1\0queue\0", unique, b"\0", data].concat()).unwrap();
+            assert_eq!((job.unique(), job.data()), (unique, expected));
+            assert_eq!(job.identity(), origin().identify(b"H:a:1", unique, expected));
+        }
+    }
+
+    #[test]
+    fn a_job_without_all_its_parts_is_an_error() {
+        for body in [&b""[..], b"H:a:1", b"H:a:1\0queue\0id", b"\0queue\0id\0data"] {
+            assert_eq!(job(body).map(drop), Err(ProtocolError::BadArguments(kind::JOB_ASSIGN_UNIQ)));
+        }
+    }
+
+    /// An id of another release would no longer be merged with this one's at the destination.
+    #[test]
+    fn the_hash_is_of_fixed_definition() {
+        let job = job(b"H:host:17\0queue\0\0some data that is longer than one chunk").unwrap();
+        assert_eq!(id(UniqueId::Hash(0), &job), "17-589ca95a82b5f227e8d9e4e014ce56b1");
+    }
+
+    #[test]
+    fn whatever_differs_in_a_job_changes_its_identity() {
+        let mut seen = HashSet::new();
+        let base = Origin::new("a:1", Some(300), "q");
+        for origin in [
+            base,
+            Origin::new("a:2", Some(300), "q"),
+            Origin::new("a:1", Some(301), "q"),
+            Origin::new("a:1", Some(299), "q"),
+            Origin::new("a:1", Some(300), "r"),
+        ] {
+            for (handle, unique, data) in [
+                (&b"H:1"[..], &b""[..], &b""[..]),
+                (b"H:1", b"", b"\0"),
+                (b"H:1", b"", b"\0\0"),
+                (b"H:1", b"", &[0; 16]),
+                (b"H:1", b"", &[0; 17]),
+                (b"H:1", b"", &[0; 32]),
+                (b"H:2", b"", b""),
+                (b"H:", b"", b"1"),
+                (b"H:1", b"u", b""),
+            ] {
+                assert!(seen.insert(origin.identify(handle, unique, data).key), "{handle:?} {unique:?} {data:?}");
+            }
+        }
+        let id = |unique| base.identify(b"H:1", unique, b"data").id;
+        assert_eq!(id(b""), id(b"u"), "the forward's own id doesn't depend on the source's");
+        let early = |process_id| Origin::new("a:1", process_id, "q");
+        assert_eq!(early(Some(299)), early(None), "an early process id says nothing");
+    }
+
+    #[test]
+    fn single_bits_spread_over_the_whole_hash() {
+        let mut data = [0_u8; 600];
+        let base = origin().identify(b"H:1", b"", &data).key;
+        for bit in 0..data.len() * 8 {
+            data[bit / 8] ^= 1 << (bit % 8);
+            let changed = (origin().identify(b"H:1", b"", &data).key ^ base).count_ones();
+            assert!((32..=96).contains(&changed), "bit {bit} changed {changed} bits");
+            data[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn own_unique_ids_are_short_enough_for_every_server() {
+        let job = job(b"H:host:99999999999999999999999\0q\0\0").unwrap();
+        for unique in [UniqueId::Hash(0), UniqueId::Hash(u64::MAX), UniqueId::Numbered(u128::MAX, u64::MAX)] {
+            let id = id(unique, &job);
+            assert!(id.len() <= MAX_UNIQUE_SIZE, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_unique_id_is_the_sources_or_a_hash_or_one_that_is_new() {
+        let job = job(b"H:a:b\0queue\0own\0data").unwrap();
+        assert_eq!(id(UniqueId::Source, &job), "own");
+        assert!(id(UniqueId::Hash(0), &job).starts_with("0-"), "a handle without a number");
+        assert_eq!(id(UniqueId::Numbered(0x12ab, 34), &job), "000000000000000000000000000012ab-34");
+        let ids: HashSet<String> = (0..1000).map(|epoch| id(UniqueId::Hash(epoch), &job)).collect();
+        assert_eq!(ids.len(), 1000);
+    }
+
+    #[test]
+    fn a_handles_number_stands_at_its_end() {
+        assert_eq!(number_of(b"H:host7:123"), Some((123, 8)));
+        assert_eq!(number_of(b"H:host7:"), None);
+        assert_eq!(number_of(b"H:host:99999999999999999999999"), None, "no number of 64 bits");
+    }
+
+    #[test]
+    fn process_ids_of_early_processes_say_nothing() {
+        assert_eq!([None, Some(1), Some(299), Some(300)].map(telling), [None, None, None, Some(300)]);
+    }
+
+    #[derive(Debug, Default)]
+    struct Ledger(Mutex<Vec<(&'static str, usize)>>);
+
+    impl Home for Ledger {
+        fn lend(&self, bytes: usize) {
+            self.0.lock().push(("lent", bytes));
+        }
+
+        fn take_back(&self, bytes: Vec<u8>) {
+            self.0.lock().push(("back", bytes.capacity()));
+        }
+    }
+
+    #[test]
+    fn a_block_comes_home_with_its_last_job() {
+        let home = Arc::new(Ledger::default());
+        let body = b"H:a:1\0queue\0\0data";
+        let parts = Parts::read(0, &Packet { kind: kind::JOB_ASSIGN_UNIQ, body }, &origin()).unwrap();
+        let block = Arc::new(Block::new(Vec::with_capacity(100), Some(home.clone())));
+        assert_eq!(format!("{block:?}"), "Block(0 bytes)");
+        let jobs = [parts.in_block(Arc::clone(&block)), parts.in_block(block)];
+        let [first, second] = jobs;
+        drop(first);
+        assert_eq!(*home.0.lock(), [("lent", 100)]);
+        drop(second);
+        assert_eq!(*home.0.lock(), [("lent", 100), ("back", 100)]);
+    }
 }

@@ -1,4 +1,4 @@
-//! Bytes on their way out: what one socket is to be sent, and who writes it.
+//! Bytes on their way out: what one socket is to be sent, and which thread writes it.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -10,6 +10,9 @@ use crate::gearman::packet::{ProtocolError, put_header};
 /// Data that no stage changed and that is at least so large is written from where it was read to, bytes; copying less is
 /// cheaper.
 const REFERENCED_DATA: usize = 256;
+
+/// What a submission takes beside its data as a rule: header, queue, unique id, bytes.
+const BESIDE_DATA: usize = 128;
 
 /// Submissions that are written together. Data that no stage has changed is not copied.
 #[derive(Debug, Default)]
@@ -38,6 +41,15 @@ impl Chunk {
     /// Of these bytes alone.
     pub fn of(bytes: Vec<u8>) -> Chunk {
         Chunk { bytes, ..Chunk::default() }
+    }
+
+    /// For the submissions of this many jobs.
+    pub fn for_jobs(count: usize) -> Chunk {
+        Chunk {
+            bytes: Vec::with_capacity(count * BESIDE_DATA),
+            references: Vec::with_capacity(count),
+            ..Chunk::default()
+        }
     }
 
     /// Bytes that are not written yet.
@@ -128,7 +140,7 @@ impl Outbox {
         }
     }
 
-    /// The next chunk, and with it the right to write, unless somebody has that.
+    /// The next chunk, and with it the right to write, unless a thread has it.
     pub fn take(&mut self) -> Option<Chunk> {
         if self.writing || self.stopped {
             return None;
@@ -150,7 +162,7 @@ impl Outbox {
         self.chunks.is_empty()
     }
 
-    /// Bytes that nobody is writing.
+    /// Bytes that no thread is writing.
     pub fn len(&self) -> usize {
         self.chunks.iter().map(Chunk::len).sum()
     }
@@ -160,8 +172,91 @@ impl Outbox {
         self.stopped = true;
     }
 
-    /// Whether somebody writes.
+    /// Whether a thread writes.
     pub fn is_taken(&self) -> bool {
         self.writing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gearman::packet::{kind, put_request};
+
+    fn unwritten(chunk: &Chunk) -> Vec<u8> {
+        chunk.slices(usize::MAX).iter().flat_map(|slice| slice.to_vec()).collect()
+    }
+
+    /// Jobs of all kinds: small, large, changed by stages, large twice in a row, empty. With what they are as packets.
+    fn chunk() -> (Chunk, Vec<u8>) {
+        let large = vec![b'l'; REFERENCED_DATA];
+        let (mut chunk, mut expected) = (Chunk::default(), Vec::new());
+        for (data, changed) in [
+            (&b"small"[..], None),
+            (&large, None),
+            (&large, Some(&b"changed"[..])),
+            (&large[1..], None),
+            (&large, None),
+            (&large, None),
+            (b"", None),
+        ] {
+            let mut packet = Vec::new();
+            put_request(&mut packet, kind::SUBMIT_JOB_BG, &[b"queue", b"id", changed.unwrap_or(data)]);
+            let length = chunk
+                .submit(
+                    kind::SUBMIT_JOB_BG,
+                    b"queue",
+                    b"id",
+                    changed.map_or_else(|| Payload::Unchanged(Job::of(b"H:host:1", b"", data)), Payload::Changed),
+                )
+                .unwrap();
+            assert_eq!(length as usize, packet.len());
+            expected.extend(packet);
+        }
+        (chunk, expected)
+    }
+
+    #[test]
+    fn submissions_are_packets_whose_large_data_is_not_copied() {
+        let (chunk, expected) = chunk();
+        assert_eq!((unwritten(&chunk), chunk.len()), (expected, chunk.bytes.len() + 3 * REFERENCED_DATA));
+        assert_eq!(chunk.slices(usize::MAX).len(), 7);
+        assert!(!chunk.is_empty() && Chunk::default().is_empty());
+    }
+
+    #[test]
+    fn a_chunk_goes_on_wherever_a_write_has_ended() {
+        let (mut chunk, expected) = chunk();
+        for at in 0..=expected.len() {
+            assert!(unwritten(&chunk) == expected[at..], "{at} bytes were written");
+            assert!(chunk.slices(usize::MAX).iter().all(|slice| !slice.is_empty()), "{at} bytes were written");
+            assert_eq!(chunk.len(), expected.len() - at);
+            chunk.advance(1);
+        }
+        assert!(chunk.is_empty());
+    }
+
+    #[test]
+    fn the_thread_that_takes_a_chunk_writes_alone_and_what_is_left_comes_first_again() {
+        let mut outbox = Outbox::default();
+        outbox.push(Chunk::of(Vec::new()));
+        assert!(outbox.is_empty() && outbox.take().is_none() && !outbox.is_taken(), "nothing is to be written");
+        outbox.push(Chunk::of(b"first".to_vec()));
+        outbox.push(Chunk::of(b"second".to_vec()));
+        assert_eq!((outbox.len(), outbox.is_empty()), (11, false));
+        let mut first = outbox.take().unwrap();
+        assert!(outbox.is_taken() && outbox.take().is_none(), "somebody writes");
+        first.advance(2);
+        outbox.written(Some(first));
+        assert_eq!((outbox.len(), outbox.is_taken()), (9, false));
+        let mut first = outbox.take().unwrap();
+        assert_eq!(unwritten(&first), b"rst");
+        first.advance(3);
+        outbox.written(Some(first));
+        assert_eq!(outbox.take().map(|chunk| unwritten(&chunk)), Some(b"second".to_vec()));
+        outbox.written(None);
+        outbox.push(Chunk::of(b"third".to_vec()));
+        outbox.stop();
+        assert!(outbox.take().is_none() && !outbox.is_empty(), "writing has failed");
     }
 }

@@ -206,6 +206,10 @@ impl Relay {
         if alive && !gone {
             self.lines[id.submitter].outbox.push(chunk);
         }
+        if self.abandoned > 0 {
+            // Nothing else may happen before the stop's last moment.
+            self.source_at(now);
+        }
         self.ask(now);
     }
 }

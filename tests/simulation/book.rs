@@ -14,7 +14,6 @@ use crate::world::World;
 #[derive(Debug, Clone, Copy)]
 pub struct Copy {
     pub server: usize,
-    pub job: usize,
     pub connection: usize,
     pub process: usize,
     pub forward: usize,
@@ -212,7 +211,7 @@ impl World<'_> {
                 let class = self.servers[server].jobs[job].class;
                 self.note_end(server, class, end);
             }
-            Happening::Ended { .. } | Happening::Merged { .. } | Happening::Refused { .. } | Happening::NotFound => {}
+            Happening::Ended { .. } | Happening::Merged { .. } | Happening::Refused | Happening::NotFound => {}
         }
     }
 
@@ -385,7 +384,7 @@ impl World<'_> {
                 self.check_start(server, job);
                 None
             }
-            Happening::Refused { .. } => {
+            Happening::Refused => {
                 self.book.order_is_off = true;
                 None
             }
@@ -408,7 +407,6 @@ impl World<'_> {
         self.servers[server].jobs[job].copy = number;
         let copy = Copy {
             server,
-            job,
             connection,
             process,
             forward,

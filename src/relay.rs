@@ -4,6 +4,8 @@
 //! ([`Relay::next`]), and carries out what concerns others ([`Relay::actions`]). A [`Step`] owns what it needs, so that it is
 //! done without the lock around the relay. See docs/architecture.md.
 
+#[cfg(test)]
+mod driver;
 mod event;
 mod exchange;
 mod flight;

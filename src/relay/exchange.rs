@@ -132,3 +132,139 @@ impl Relay {
             .unwrap_or(Now::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::driver::{Driver, seconds, settings};
+    use crate::relay::{Chunk, Event, Pump, Reply, Settings, Staged, Step};
+
+    fn with_timeout(timeout: u64) -> Driver {
+        Driver::new(Settings { timeout: Some(seconds(timeout)), ..settings(false) })
+    }
+
+    fn request(kind: u32, arguments: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, kind, arguments);
+        bytes
+    }
+
+    fn has(output: &[u8], packet: &[u8]) -> bool {
+        output.windows(packet.len()).any(|window| window == packet)
+    }
+
+    fn timeouts(driver: &Driver) -> Vec<&[u8]> {
+        let handle = |tell| match tell {
+            &Tell::Failed { ref handle, reason: Reason::Timeout } => Some(&handle[..]),
+            _ => None,
+        };
+        driver.told.iter().filter_map(handle).collect()
+    }
+
+    #[test]
+    fn a_destination_that_runs_a_job_is_asked_every_ten_seconds_whether_it_is_there() {
+        let mut driver = Driver::new(settings(false));
+        let echo = request(kind::ECHO_REQ, &[b"?"]);
+        driver.arrive(b"H:s:1");
+        assert_eq!(driver.submit(0), [b"H:s:1"]);
+        driver.until(seconds(9));
+        assert_eq!(driver.written(0), b"", "it has not taken the job yet");
+        driver.create(0, b"H:d:1");
+        driver.until(seconds(18));
+        assert_eq!(driver.written(0), b"");
+        for now in [19, 29, 39] {
+            driver.until(seconds(now));
+            assert_eq!((driver.written(0), driver.written(1)), (echo.clone(), Vec::new()));
+            driver.reply(0, Reply::Echo);
+        }
+        driver.until(seconds(49));
+        assert_eq!(driver.written(0), echo);
+        driver.until(seconds(63));
+        assert!(driver.closed.is_empty());
+        driver.until(seconds(64));
+        assert_eq!(driver.closed.len(), 1, "an echo is owed for 15 s");
+    }
+
+    #[test]
+    fn a_result_goes_to_the_source_under_its_own_handle() {
+        let mut driver = Driver::new(settings(false));
+        driver.arrive(b"H:source:1");
+        driver.submit(0);
+        let work = |kind, handle: &[u8]| Reply::Work { kind, handle: handle.to_vec(), rest: b"\0part".to_vec() };
+        driver.reply(0, work(kind::WORK_DATA, b"H:d:1"));
+        driver.create(0, b"H:d:1");
+        driver.reply(0, work(kind::WORK_DATA, b"H:d:2"));
+        let early = driver.source_output();
+        assert!(!has(&early, b"part"), "before the destination had taken it, and another job's");
+        driver.reply(0, work(kind::WORK_DATA, b"H:d:1"));
+        assert!(has(&driver.source_output(), &request(kind::WORK_DATA, &[b"H:source:1", b"part"])));
+        assert_eq!(driver.relay.held(), 1);
+        driver.reply(0, work(kind::WORK_COMPLETE, b"H:d:1"));
+        assert!(has(&driver.source_output(), &request(kind::WORK_COMPLETE, &[b"H:source:1", b"part"])));
+        assert_eq!(driver.relay.held(), 0);
+    }
+
+    #[test]
+    fn a_job_whose_time_is_up_is_failed_wherever_it_is() {
+        let mut driver = with_timeout(40);
+        driver.now = seconds(5);
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.create(0, b"H:d:1");
+        driver.until(seconds(6));
+        driver.arrive(b"H:s:2");
+        driver.written(0);
+        driver.reply(0, Reply::Echo);
+        for now in (10..45).step_by(5) {
+            driver.until(seconds(now));
+            driver.written(0);
+            driver.reply(0, Reply::Echo);
+        }
+        driver.until(seconds(44));
+        assert!(timeouts(&driver).is_empty() && driver.closed.is_empty());
+        assert_eq!(driver.relay.due(), seconds(45));
+        driver.until(seconds(45));
+        assert_eq!(timeouts(&driver), [b"H:s:1"]);
+        assert_eq!(
+            driver.closed.len(),
+            1,
+            "a copy that is still queued is skipped when its client's connection closes"
+        );
+        assert!(has(&driver.source_output(), &request(kind::WORK_FAIL, &[b"H:s:1"])));
+        driver.until(seconds(46));
+        assert_eq!(timeouts(&driver), [&b"H:s:1"[..], b"H:s:2"]);
+        assert_eq!((driver.closed.len(), driver.relay.held()), (1, 0));
+        assert!(driver.submit(1).is_empty(), "it is not submitted any more");
+        assert_eq!(driver.relay.timeouts_due(), Now::MAX);
+    }
+
+    #[test]
+    fn a_job_that_is_being_staged_is_failed_afterwards_and_one_for_the_reject_queue_is_not() {
+        let mut driver = with_timeout(40);
+        driver.arrive(b"H:s:1");
+        let Step::Stage(batch) = driver.next(Pump::Submitter(0)) else { panic!() };
+        driver.until(seconds(41));
+        assert!(timeouts(&driver).is_empty());
+        let outcomes = vec![Staged::Interrupted];
+        let chunk = Chunk::default();
+        driver.event(Event::Staged { line: batch.line, number: batch.number, outcomes, chunk });
+        driver.event(Event::Time);
+        assert_eq!(timeouts(&driver), [b"H:s:1"]);
+
+        let settings = Settings { timeout: Some(seconds(40)), reject_queue: true, ..settings(false) };
+        let mut driver = Driver::new(settings);
+        driver.arrive(b"H:s:1");
+        let slot = driver.relay.waiting.pop_front().unwrap();
+        driver.relay.undeliverable(driver.now, slot, Reason::Poison);
+        assert_eq!(driver.relay.timeouts_due(), Now::MAX);
+        driver.until(seconds(50));
+        assert!(timeouts(&driver).is_empty());
+    }
+
+    #[test]
+    fn without_a_timeout_a_job_may_run_for_ever() {
+        let mut driver = Driver::new(settings(false));
+        driver.arrive(b"H:s:1");
+        assert_eq!(driver.relay.timeouts_due(), Now::MAX);
+    }
+}

@@ -194,7 +194,7 @@ fn action(matches: &Matches) -> Result<Action, CliError> {
         actions.push(("--replay", Action::Replay { from, to }));
     }
     if let [(first, _), (second, _), ..] = actions.as_slice() {
-        return wrong(format!("{first} and {second} can't be asked for at once"));
+        return wrong(format!("{first} and {second} can't be combined"));
     }
     Ok(actions.pop().map_or(Action::Run, |(_, action)| action))
 }
@@ -420,7 +420,7 @@ mod tests {
             ("--top=h:1", "--top: the queue is missing in `h:1`: HOST:PORT/QUEUE"),
             ("--replay h/a", "--replay needs two addresses: --replay QUEUE-ADDRESS=ADDRESS"),
             ("--replay h/a=H/a", "--replay needs two different addresses"),
-            ("--status --once", "--status and --once can't be asked for at once"),
+            ("--status --once", "--status and --once can't be combined"),
             ("-x", "there is no option -x"),
             ("--config", "--config needs its PATH"),
             ("--config=", "--config is empty"),
@@ -428,7 +428,7 @@ mod tests {
             ("--check=1", "--check takes no argument"),
             ("--log=a --logfile=b", "--logfile can be given only once"),
             ("--try", "--try needs its ADDRESS"),
-            ("--check --top", "--check and --top can't be asked for at once"),
+            ("--check --top", "--check and --top can't be combined"),
             (
                 "proxy.conf",
                 "\"proxy.conf\" belongs to no option: a configuration is named with --config=proxy.conf, a level with \

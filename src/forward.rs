@@ -169,14 +169,14 @@ pub struct Forward {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Who took from the same source before.
+/// The forward that took from the same source before.
 #[derive(Debug)]
 pub enum Predecessor {
     None,
     /// It was told to stop. The successor begins when it has ended.
     Stopping(Forward),
     /// What it knew.
-    Ended(Legacy),
+    Ended(Box<Legacy>),
 }
 
 /// A destination connection, as its submitter made it, until its confirmer reads it.
@@ -287,7 +287,7 @@ impl Forward {
         }
         match predecessor {
             Predecessor::None => shared.begun.set(),
-            Predecessor::Ended(legacy) => shared.inherit(legacy),
+            Predecessor::Ended(legacy) => shared.inherit(*legacy),
             Predecessor::Stopping(predecessor) => {
                 let heir = Arc::clone(&shared);
                 let name = thread_name("w", None, &shared.config.source.queue);
@@ -436,7 +436,7 @@ impl Shared {
         self.large[what as usize].lock().upgrade()
     }
 
-    /// Ends the connection of whoever keeps what has its turn.
+    /// Ends the connection of the peer that holds up what has its turn.
     fn check_pace(&self) {
         for what in [Large::Job, Large::Result] {
             let Some(mover) = self.large(what).and_then(|share| share.late()) else { continue };
@@ -495,7 +495,7 @@ impl Shared {
 
     /// Nothing here can block.
     fn carry_out(&self, actions: Actions) {
-        let Actions { close_source, close, wake, tell, finished, ended } = actions;
+        let Actions { close_source, close, wake, tell, ended } = actions;
         if let Some(generation) = close_source {
             shut_down(&self.source, generation);
             // It may wait for its turn.
@@ -519,7 +519,6 @@ impl Shared {
         for tell in tell {
             self.teller.tell(tell);
         }
-        drop(finished);
     }
 
     fn waker(&self, pump: Pump) -> Option<&Waker> {

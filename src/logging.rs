@@ -179,10 +179,10 @@ impl Limiter {
     const INTERVAL: Duration = Duration::from_secs(1);
     const QUIET: Duration = Duration::from_secs(5);
 
-    /// Whether a message is to be written now, and how many before it were not and are told with it.
-    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+    /// Whether a message about this many is to be written now, and how many were before it in messages that were not.
+    pub fn admit(&mut self, now: Instant, count: u64) -> Option<u64> {
         if self.written.is_some_and(|written| now.duration_since(written) < Self::INTERVAL) {
-            self.suppressed += 1;
+            self.suppressed += count;
             self.last = Some(now);
             return None;
         }
@@ -190,7 +190,7 @@ impl Limiter {
         Some(mem::take(&mut self.suppressed))
     }
 
-    /// How many messages were not written, once, when there was none for five seconds. (At the end, ask for a later time.)
+    /// How many were in messages that were not written, once, when there was none for five seconds. (At the end, ask for a later time.)
     pub fn due(&mut self, now: Instant) -> Option<u64> {
         let quiet = self.last.is_some_and(|last| now.duration_since(last) >= Self::QUIET);
         (quiet && self.suppressed > 0).then(|| mem::take(&mut self.suppressed))
@@ -746,13 +746,13 @@ mod tests {
     fn messages_of_one_kind_are_limited_and_none_is_forgotten() {
         let (start, mut limiter) = (Instant::now(), Limiter::default());
         let after = |millis| start + Duration::from_millis(millis);
-        assert_eq!(limiter.admit(after(0)), Some(0));
+        assert_eq!(limiter.admit(after(0), 1), Some(0));
         assert_eq!(limiter.due(after(60_000)), None);
-        assert!((1..200).all(|n| limiter.admit(after(n)).is_none()));
+        assert!((1..200).all(|n| limiter.admit(after(n), 1).is_none()));
         assert_eq!(limiter.due(after(5198)), None);
         assert_eq!((limiter.due(after(5199)), limiter.due(after(5200))), (Some(199), None));
         // A flood: a line a second, each with the number of those before it.
-        let written: Vec<_> = (0..2500).filter_map(|n| limiter.admit(after(10_000 + n))).collect();
+        let written: Vec<_> = (0..2500).filter_map(|n| limiter.admit(after(10_000 + n), 1)).collect();
         assert_eq!(written, [0, 999, 999]);
         assert_eq!((limiter.due(after(60_000)), limiter.due(after(60_000))), (Some(499), None));
     }

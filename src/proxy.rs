@@ -106,7 +106,7 @@ struct Proxy<'c> {
     /// source.
     leaving: Vec<Forward>,
     /// The same of those that have ended.
-    legacies: HashMap<Address, Legacy>,
+    legacies: HashMap<Address, Box<Legacy>>,
     finder: Option<Finder>,
     known: Known,
     /// The forwards that were found, by server.
@@ -354,7 +354,7 @@ impl Proxy<'_> {
                 let source = forward.metrics().config.source.clone();
                 let legacy = forward.join();
                 if !legacy.is_empty() {
-                    self.legacies.insert(source, legacy);
+                    self.legacies.insert(source, Box::new(legacy));
                 }
             }
         }

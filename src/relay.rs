@@ -39,10 +39,10 @@ use outage::Outage;
 use rejects::Rejects;
 use session::{Phase, Session};
 
-/// Packets that a peer may send though nobody asked for them, before it counts as broken.
+/// Packets without a request that a peer may send before it counts as broken.
 const STRAYS: usize = 64;
 
-/// While so much is to be written to the source, no results are read that would add to it, bytes.
+/// While this much is to be written to the source, no results are read that would add to it, bytes.
 const MAX_OUTPUT: usize = 1 << 20;
 
 /// How soon a reader that has no room looks again, as others may have given some back.

@@ -130,12 +130,7 @@ fn gearman_is_told_that_its_job_went_into_the_background() {
 #[test]
 fn gearman_asks_for_the_status() {
     let (source, destination) = (Gearmand::start(), Gearmand::start());
-    let _proxy = Proxy::start(&format!(
-        "statusqueue = {}\n{} = {}\n",
-        source.queue("proxy_status"),
-        source.queue("work"),
-        destination.queue("work")
-    ));
+    let _proxy = Proxy::with_status(&source, &format!("{} = {}\n", source.queue("work"), destination.queue("work")));
     source.wait_for_workers("work", 1);
     wait_for("all is well", || {
         let answer = output(&mut gearman(&source, &["-f", "proxy_status", "-u", "check", "-I"]), b"check");

@@ -72,3 +72,20 @@ fn jobs_do_not_go_round_over_two_servers() {
     });
     assert_eq!(to.drain_data("work"), numbered(50));
 }
+
+/// The first one can't know of the second when it begins.
+#[test]
+fn a_loop_is_found_that_closes_later() {
+    let (one, other) = (everywhere(), everywhere());
+    let first = format!("{} = {}\n", work(&one, 2), work(&other, 2));
+    let proxy = start(&first);
+    one.wait_for_workers("work", 1);
+    proxy.reload(&format!("{first}{} = {}\n", work(&other, 3), work(&one, 3)));
+    proxy.wait_for_log("forwarding loop");
+    one.submit_all("work", &numbered(50));
+    other.wait_for_jobs("work", 50);
+    stays(Duration::from_secs(3), "they stay where they are", || {
+        other.status("work") == Queue { total: 50, running: 0, workers: 0 } && one.status("work").total == 0
+    });
+    assert_eq!(other.drain_data("work"), numbered(50));
+}

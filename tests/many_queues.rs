@@ -30,7 +30,7 @@ fn five_hundred_queues_in_three_lines_and_a_new_one_within_a_minute() {
         format!("{} = {}/", local.queue("hostgroup_*"), remote.server()),
         format!("{results} = {}/", local.server()),
     ];
-    let proxy = Proxy::start(&format!("statusqueue = {}\n{}\n", local.queue("proxy_status"), lines.join("\n")));
+    let proxy = Proxy::with_status(&local, &format!("{}\n", lines.join("\n")));
     wait_for("all hostgroups are relayed", || {
         let status = remote.ask("status");
         status.lines().filter(|line| line.starts_with("hostgroup_") && line.contains("\t1\t0\t0")).count() == 499
@@ -115,12 +115,7 @@ fn more_than_a_thousand_queues_are_an_error_in_the_status() {
 #[test]
 fn a_patterns_server_that_is_down_is_told_and_tried_again_soon() {
     let (mut local, remote) = (Gearmand::down(), Gearmand::start());
-    let proxy = Proxy::start(&format!(
-        "statusqueue = {}\n{} = {}/\n",
-        remote.queue("proxy_status"),
-        local.queue("q_*"),
-        remote.server()
-    ));
+    let proxy = Proxy::with_status(&remote, &format!("{} = {}/\n", local.queue("q_*"), remote.server()));
     let told =
         format!("2:CRITICAL - proxy version v1.0.0 running. 1 server failed: {} (connection refused).", local.server());
     wait_for("the status tells", || Status::ask(&remote, "proxy_status", "check").message == told);

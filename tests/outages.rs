@@ -3,11 +3,14 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use support::peer::{ECHO_REQ, ECHO_RES, JOB_CREATED, SUBMIT_JOB_BG};
 use support::{
-    Gearmand, OUTAGE, Proxy, Queue, Site, Worker, assert_same_set, numbered, stays, wait_for, wait_until_equal,
-    wait_within,
+    Client, Gearmand, OUTAGE, Proxy, Queue, Site, Stub, Worker, assert_same_set, numbered, stays, wait_for,
+    wait_until_equal, wait_within,
 };
 
 /// The jobs have gone back to the source, and no worker offers to take them.
@@ -54,7 +57,7 @@ fn jobs_that_come_while_the_destination_is_gone_wait_at_the_source() {
     let jobs = numbered(500);
     let (held, more) = jobs.split_at(300);
     let mut site = holding(held);
-    site.proxy.wait_for_log(&format!("destination {} lost", site.destination.server()));
+    site.proxy.wait_for_log("holding 300 jobs");
     site.source.submit_all("work", more);
     stays(Duration::from_secs(2), "those that came later wait", || {
         site.source.status("work") == Queue { total: 500, running: 300, workers: 1 }
@@ -145,7 +148,7 @@ fn jobs_are_given_back_when_the_destination_stays_full() {
 /// source's `--job-retries`.
 #[test]
 fn undeliverable_jobs_are_held_while_their_reject_queue_is_away_and_others_go_on() {
-    let (source, destination, mut rejects) = (Gearmand::start(), Gearmand::start(), Gearmand::down());
+    let (source, destination, mut rejects) = (source_that_counts_returns(), Gearmand::start(), Gearmand::down());
     let _proxy = Proxy::start(&format!(
         "{} = {}\ndecrypt = should_be_changed\nreject_queue = {}",
         source.queue("work"),
@@ -191,4 +194,77 @@ fn a_synchronous_job_whose_destination_hangs_is_given_back_and_runs_once_when_it
     assert_eq!(client.receive().after_handle(), b"result");
     assert!(worker.try_grab().is_none(), "the copy of before runs too");
     site.source.wait_for_jobs("work", 0);
+}
+
+/// The source drops a job that was given back as often as `--job-retries` says. It has been given back once at most when
+/// this returns.
+fn outlasts_two_releases(source: &Gearmand, jobs: usize) {
+    given_back_but_one(source, jobs);
+    stays(Duration::from_secs(35), "none is dropped", || source.status("work").total == jobs);
+}
+
+/// After a release one job at most is taken, to try with.
+fn given_back_but_one(source: &Gearmand, jobs: usize) {
+    wait_within(OUTAGE, "the jobs are given back", || {
+        let Queue { total, running, .. } = source.status("work");
+        assert_eq!(total, jobs, "jobs were dropped");
+        running <= 1
+    });
+}
+
+fn source_that_counts_returns() -> Gearmand {
+    Gearmand::start_with(&["--job-retries=2"])
+}
+
+#[test]
+fn no_retries_are_burned_on_a_destination_that_greets_and_then_takes_nothing() {
+    let (source, destination) = (source_that_counts_returns(), Gearmand::start());
+    let (taking, stub) = (Arc::new(AtomicBool::new(false)), Stub::listen());
+    let address = stub.address;
+    let (takes, takes_to) = (Arc::clone(&taking), destination.address());
+    std::thread::spawn(move || {
+        loop {
+            let (mut line, takes) = (stub.accept(), Arc::clone(&takes));
+            std::thread::spawn(move || {
+                let mut client = Client::connect(takes_to);
+                while let Some((kind, body)) = line.try_request() {
+                    match kind {
+                        ECHO_REQ => line.reply(ECHO_RES, &body),
+                        SUBMIT_JOB_BG if takes.load(Ordering::SeqCst) => {
+                            let arguments: Vec<_> = body.splitn(3, |byte| *byte == 0).collect();
+                            let handle = client.submit_background("work", arguments[1], arguments[2]);
+                            line.reply(JOB_CREATED, &handle);
+                        }
+                        _ => {}
+                    }
+                }
+            });
+        }
+    });
+    let _proxy = Proxy::start(&format!("{} = {address}/work\n", source.queue("work")));
+    source.wait_for_workers("work", 1);
+    let jobs = numbered(20);
+    source.submit_all("work", &jobs);
+    wait_until_equal("jobs held", 20, || source.status("work").running);
+    outlasts_two_releases(&source, 20);
+    taking.store(true, Ordering::SeqCst);
+    source.wait_for_jobs("work", 0);
+    assert_same_set(&jobs, &destination.drain_data("work"));
+}
+
+#[test]
+fn no_retries_are_burned_on_a_full_queue() {
+    let (source, destination) = (source_that_counts_returns(), Gearmand::start());
+    let _proxy = Proxy::start(&format!("{} = {}\n", source.queue("work"), destination.queue("work")));
+    source.wait_for_workers("work", 1);
+    let _knows = limit(&destination, 5);
+    let jobs = numbered(20);
+    source.submit_all("work", &jobs);
+    destination.wait_for_jobs("work", 5);
+    outlasts_two_releases(&source, 15);
+    let mut received = destination.drain_data("work");
+    limit(&destination, 0);
+    source.wait_for_jobs("work", 0);
+    received.extend(destination.drain_data("work"));
+    assert_same_set(&jobs, &received);
 }

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::proxy::{program, run};
-use support::{Folder, Gearmand, PATIENCE, Proxy, numbered, signal, wait_for, wait_until_equal};
+use support::{Folder, Gearmand, PATIENCE, Proxy, Status, numbered, signal, wait_for, wait_until_equal};
 
 struct Servers {
     source: Gearmand,
@@ -219,6 +219,59 @@ fn systemds_watchdog_is_fed_while_all_goes_well() {
     wait_for("the socket is full", || fed.elapsed() > Duration::from_secs(8));
     assert_eq!(proxy.stop().code(), Some(0));
     drop(manager);
+}
+
+/// The sockets of a process on which others can reach it: lines of /proc/net by the inodes of its descriptors.
+fn listening(pid: u32) -> Vec<String> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    let inodes: Vec<String> =
+        links.filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())).collect();
+    // The column of the inode, and whether this line's socket takes what anybody sends.
+    type Reachable = fn(&[&str]) -> bool;
+    let tables: [(&str, usize, Reachable); 5] = [
+        ("tcp", 9, |fields| fields[3] == "0A"),
+        ("tcp6", 9, |fields| fields[3] == "0A"),
+        ("udp", 9, |fields| fields[3] == "07"),
+        ("udp6", 9, |fields| fields[3] == "07"),
+        ("unix", 6, |fields| fields[3] == "00010000" || (fields[4] == "0002" && fields.len() > 7)),
+    ];
+    let mut found = Vec::new();
+    for (table, inode, reachable) in tables {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
+        for line in text.lines().skip(1) {
+            let fields: Vec<_> = line.split_ascii_whitespace().collect();
+            if inodes.iter().any(|own| own == fields[inode]) && reachable(&fields) {
+                found.push(format!("{table}: {line}"));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn it_listens_on_nothing() {
+    let here = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!(":{:04X} ", here.local_addr().unwrap().port());
+    assert!(listening(std::process::id()).iter().any(|line| line.contains(&port)), "what listens is found");
+
+    let (servers, config) = servers();
+    let metrics = Folder::new();
+    let globals = format!(
+        "statusqueue = {}\nmetricsfile = {}\n",
+        servers.source.queue("status"),
+        metrics.file("metrics").display()
+    );
+    let proxy = Proxy::start(&format!("{globals}{config}"));
+    servers.source.wait_for_workers("work", 1);
+    // At all it does: jobs, questions, reloads that end forwards and begin others.
+    for round in 1..=20 {
+        servers.source.submit_all("work", &numbered(100));
+        assert_eq!(listening(proxy.pid()), [""; 0]);
+        servers.destination.wait_for_jobs("work", 100 * round);
+        Status::ask(&servers.source, "status", "check");
+        proxy.reload(&format!("{globals}{config}prefetch = {}\n", 100 + round));
+        assert_eq!(listening(proxy.pid()), [""; 0]);
+    }
 }
 
 #[test]

@@ -6,10 +6,7 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use support::{
-    Consumer, Folder, Gearmand, Proxy, Queue, Relay, Site, Status, assert_same_set, numbered, wait_for,
-    wait_until_equal,
-};
+use support::{Folder, Gearmand, Proxy, Queue, Relay, Site, Status, numbered, wait_for, wait_until_equal};
 
 #[test]
 fn term_and_int_end_it_with_status_0_and_no_worker_is_left_behind() {
@@ -19,27 +16,6 @@ fn term_and_int_end_it_with_status_0_and_no_worker_is_left_behind() {
         assert_eq!(site.proxy.exit_status().code(), Some(0), "SIG{signal}");
         assert_eq!(site.source.status("work").workers, 0);
     }
-}
-
-#[test]
-fn term_under_load_loses_nothing_and_delivers_nothing_twice() {
-    let mut site = Site::start("");
-    let consumer = Consumer::start(&site.destination, "work");
-    let jobs = numbered(30_000);
-    site.source.submit_all("work", &jobs);
-    // The destination works its jobs off at once, so nothing there could merge what came twice.
-    for _ in 0..5 {
-        let before = consumer.count();
-        wait_for("some jobs came or all are gone", || {
-            consumer.count() > before + 1000 || site.source.status("work").total == 0
-        });
-        assert_eq!(site.proxy.stop().code(), Some(0));
-        assert_eq!(site.source.status("work").running, 0);
-        site.proxy.start_again();
-        site.source.wait_for_workers("work", 1);
-    }
-    site.source.wait_for_jobs("work", 0);
-    assert_same_set(&jobs, &consumer.finish());
 }
 
 #[test]
@@ -297,28 +273,4 @@ fn the_level_of_the_command_line_outlives_a_reload() {
     assert_eq!(proxy.stop().code(), Some(0));
     let log = proxy.log();
     assert!(!["[INFO]", "[DEBUG]", "[TRACE]"].iter().any(|level| log.contains(level)), "{log}");
-}
-
-#[test]
-fn many_reloads_under_load_lose_nothing_and_deliver_nothing_twice() {
-    let site = Site::start("");
-    let consumer = Consumer::start(&site.destination, "work");
-    let jobs = numbered(30_000);
-    site.source.submit_all("work", &jobs);
-    let forward = format!("{} = {}\n", site.source.queue("work"), site.destination.queue("work"));
-    for n in 0.. {
-        let before = consumer.count();
-        wait_for("some jobs came or all are gone", || {
-            consumer.count() > before + 500 || site.source.status("work").total == 0
-        });
-        if site.source.status("work").total == 0 {
-            break;
-        }
-        // Another definition each time, sometimes two before the first is done.
-        site.proxy.reload(&format!("{forward}prefetch = {}\n", 100 + n));
-        if n % 3 == 0 {
-            site.proxy.reload(&format!("{forward}prefetch = {}\n", 4000 + n));
-        }
-    }
-    assert_same_set(&jobs, &consumer.finish());
 }

@@ -3,34 +3,13 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
-pub const CAN_DO: u32 = 1;
-pub const PRE_SLEEP: u32 = 4;
-pub const NOOP: u32 = 6;
-pub const SUBMIT_JOB: u32 = 7;
-pub const JOB_CREATED: u32 = 8;
-pub const NO_JOB: u32 = 10;
-pub const WORK_COMPLETE: u32 = 13;
-pub const SUBMIT_JOB_BG: u32 = 18;
-pub const GRAB_JOB_UNIQ: u32 = 30;
-pub const JOB_ASSIGN_UNIQ: u32 = 31;
+#[path = "../../tests/support/wire.rs"]
+mod format;
 
-const HEADER: usize = 12;
+pub use format::*;
+
 /// What one read asks for at least, bytes.
 const READ: usize = 256 << 10;
-
-/// Appends a request whose arguments are `parts`, joined by NULs.
-pub fn push_request(out: &mut Vec<u8>, kind: u32, parts: &[&[u8]]) {
-    let length = parts.iter().map(|part| part.len()).sum::<usize>() + parts.len().saturating_sub(1);
-    out.extend_from_slice(b"\0REQ");
-    out.extend_from_slice(&kind.to_be_bytes());
-    out.extend_from_slice(&(length as u32).to_be_bytes());
-    for (index, part) in parts.iter().enumerate() {
-        if index > 0 {
-            out.push(0);
-        }
-        out.extend_from_slice(part);
-    }
-}
 
 /// A connection to a job server.
 pub struct Connection {

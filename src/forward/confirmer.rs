@@ -48,7 +48,7 @@ pub fn run(shared: &Arc<Shared>, index: usize) {
                 if let Some(reading) = reading.as_mut().filter(|reading| reading.share.is_some())
                     && !is_current(shared, reading)
                 {
-                    // Nobody waits for the rest of it.
+                    // The rest of it is not needed.
                     (reading.incoming, reading.share) = (Incoming::default(), None);
                 }
                 heartbeat.idle(|| shared.wait(pump, None));

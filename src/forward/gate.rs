@@ -35,7 +35,7 @@ struct State {
     answered: Option<Instant>,
 }
 
-/// Nobody who passed got an answer, for all the time that one waited.
+/// No connection attempt to this server was answered within the limit.
 #[derive(Debug)]
 pub struct Stuck;
 
@@ -47,7 +47,7 @@ impl Gates {
     /// Waits for a place to connect to `server`; with none when `stop` is set first, as then it hardly matters.
     ///
     /// # Errors
-    /// The server has answered nobody for `limit`: it hangs, and who waits here should say so as those who passed do.
+    /// The server answered no connection attempt for `limit`: it hangs, and this attempt reports that like the others.
     pub fn pass(&self, server: &Server, stop: &Latch, limit: Duration) -> Result<Option<Pass>, Stuck> {
         let gate = Arc::clone(self.servers.lock().entry(server.clone()).or_default());
         let mut state = gate.state.lock();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_longer_for_a_hung_server_than_those_who_passed() {
+    fn no_attempt_waits_longer_for_a_hung_server_than_those_that_passed() {
         let (gates, stop, limit) = (Gates::default(), Latch::default(), Duration::from_millis(600));
         let passes: Vec<_> = (0..AT_ONCE).map(|_| gates.pass(&server(1), &stop, limit).unwrap().unwrap()).collect();
         let begun = Instant::now();

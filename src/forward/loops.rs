@@ -5,14 +5,14 @@
 //! destination for `workers`: a line with such a token and the destination's queue leads on to that forward. The one whose
 //! step closes a cycle takes no jobs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{LIMITS, Shared, witness};
-use crate::config::{ForwardConfig, Server};
+use crate::config::{Address, ForwardConfig, Server};
 use crate::gearman::admin;
 use crate::gearman::connection::ConnectionError;
 
@@ -44,6 +44,8 @@ struct Node {
     name: String,
     /// The source's queue.
     queue: String,
+    /// Once it may take jobs: its destination, and when that was asked.
+    asked: Option<(Address, Instant)>,
     /// The forwards that take what this one delivers.
     leads_to: Vec<usize>,
 }
@@ -71,7 +73,7 @@ impl Loops {
         known.last += 1;
         let number = known.last;
         let (name, queue) = (config.source.to_string(), config.source.queue.clone());
-        known.forwards.insert(number, Node { name, queue, leads_to: Vec::new() });
+        known.forwards.insert(number, Node { name, queue, asked: None, leads_to: Vec::new() });
         number
     }
 
@@ -94,18 +96,23 @@ impl Loops {
         let address = shared.teller.metrics().destination().1;
         let workers = self.workers(shared, &address.server, connected);
         let mut known = self.known.lock();
-        let takes = |number: &usize| known.forwards.get(number).is_some_and(|node| node.queue == address.queue);
-        let leads_to: Vec<usize> = workers.into_iter().filter(takes).collect();
+        let leads_to = known.takers(&workers, &address.queue);
+        // Who asked before this forward's source was connected doesn't know that it leads here.
+        while let Some((number, address)) = known.asked_before(connected, &leads_to) {
+            let asked = Instant::now();
+            let workers = MutexGuard::unlocked(&mut known, || self.workers(shared, &address.server, connected));
+            known.set(number, Some((address, asked)), &workers);
+        }
         if let Some(way) = known.way(&leads_to, shared.number) {
-            return Err(words(&way));
+            let words = words(&way);
+            known.set(shared.number, None, &[]);
+            return Err(words);
         }
-        if let Some(node) = known.forwards.get_mut(&shared.number) {
-            node.leads_to = leads_to;
-        }
+        known.set(shared.number, Some((address.clone(), connected)), &workers);
         Ok(())
     }
 
-    /// The forwards of this process among a server's workers. All who connect at one time share one question.
+    /// The forwards of this process among a server's workers. Forwards that connect at one time share one question.
     fn workers(&self, shared: &Shared, server: &Server, since: Instant) -> Vec<usize> {
         let answer = Arc::clone(self.answers.lock().entry(server.clone()).or_default());
         loop {
@@ -141,6 +148,33 @@ impl Loops {
 }
 
 impl Known {
+    /// Those among a server's workers that take from this queue.
+    fn takers(&self, workers: &[usize], queue: &str) -> Vec<usize> {
+        let takes = |number: &usize| self.forwards.get(number).is_some_and(|node| node.queue == queue);
+        workers.iter().copied().filter(takes).collect()
+    }
+
+    /// What a forward's destination answered; nothing where it takes no jobs.
+    fn set(&mut self, number: usize, asked: Option<(Address, Instant)>, workers: &[usize]) {
+        let leads_to = asked.as_ref().map_or_else(Vec::new, |(address, _)| self.takers(workers, &address.queue));
+        if let Some(node) = self.forwards.get_mut(&number) {
+            (node.asked, node.leads_to) = (asked, leads_to);
+        }
+    }
+
+    /// A forward that takes jobs on a way from these and whose destination was asked before this moment.
+    fn asked_before(&self, moment: Instant, from: &[usize]) -> Option<(usize, Address)> {
+        let (mut todo, mut seen) = (from.to_vec(), HashSet::new());
+        while let Some(at) = todo.pop() {
+            let Some(node) = self.forwards.get(&at).filter(|_| seen.insert(at)) else { continue };
+            if let Some((address, _)) = node.asked.as_ref().filter(|(_, asked)| *asked < moment) {
+                return Some((at, address.clone()));
+            }
+            todo.extend(&node.leads_to);
+        }
+        None
+    }
+
     /// The names on a way from one of `from` to `to`, beginning and ending with `to`.
     fn way(&self, from: &[usize], to: usize) -> Option<Vec<&str>> {
         let name = |number: &usize| self.forwards.get(number).map_or("?", |node| node.name.as_str());
@@ -186,7 +220,10 @@ mod tests {
 
     fn known(edges: &[(usize, &[usize])]) -> Known {
         let node = |&(number, leads_to): &(usize, &[usize])| {
-            (number, Node { name: format!("s{number}"), queue: "q".to_owned(), leads_to: leads_to.to_vec() })
+            (
+                number,
+                Node { name: format!("s{number}"), queue: "q".to_owned(), asked: None, leads_to: leads_to.to_vec() },
+            )
         };
         Known { last: edges.len(), forwards: edges.iter().map(node).collect() }
     }
@@ -197,6 +234,23 @@ mod tests {
         assert_eq!(known.way(&[1], 4), Some(vec!["s4", "s1", "s2", "s4"]));
         assert_eq!(known.way(&[4], 4), Some(vec!["s4", "s4"]), "a queue to itself");
         assert_eq!(known.way(&[3], 4), None);
+    }
+
+    #[test]
+    fn who_asked_before_on_the_way_is_to_ask_again() {
+        let mut known = known(&[(1, &[]), (2, &[]), (3, &[])]);
+        let address = Address { server: Server { host: "h".to_owned(), port: 1 }, queue: "q".to_owned() };
+        let begun = Instant::now();
+        known.set(1, Some((address.clone(), begun)), &[2]);
+        let later = begun + LOOK;
+        assert_eq!(known.asked_before(later, &[3]), None, "a forward that takes no jobs");
+        assert_eq!(known.asked_before(later, &[1]), Some((1, address.clone())));
+        known.set(1, Some((address.clone(), later)), &[2, 1]);
+        known.set(2, Some((address.clone(), begun)), &[1]);
+        assert_eq!(known.asked_before(later, &[1]), Some((2, address.clone())));
+        known.set(2, Some((address, later)), &[1]);
+        assert_eq!(known.asked_before(later, &[1]), None);
+        assert_eq!(known.way(&[1], 2), Some(vec!["s2", "s1", "s2"]));
     }
 
     #[test]

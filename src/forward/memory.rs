@@ -21,7 +21,7 @@ const BUDGET: usize = 128 << 20;
 /// Bytes of jobs that one forward holds before it takes them one by one.
 const FORWARD_BYTES: usize = 8 << 20;
 
-/// The same where an explicit `prefetch` implies more: so much for each job, and at most.
+/// The same where an explicit `prefetch` implies more: this much for each job, and at most.
 const BYTES_PER_JOB: usize = 1 << 10;
 const MOST_FORWARD_BYTES: usize = 64 << 20;
 
@@ -48,7 +48,7 @@ const LARGEST_KEPT: usize = 64 << 10;
 const READ_BYTES: usize = 16 << 20;
 const SMALLEST_READ: usize = 8 << 10;
 
-/// Of what has its turn so many bytes must move in this time, or whoever does not move them loses the session.
+/// Of what has its turn this many bytes must move in this time, or the peer that does not move them loses its session.
 const PACE_BYTES: usize = 480 << 10;
 const PACE: Duration = Duration::from_secs(30);
 
@@ -94,7 +94,7 @@ struct Pool {
     used: bool,
 }
 
-/// Who waits for the turn, first come first served. Whoever has given up is not there any more.
+/// The threads that wait for the turn, first come first served. One that gave up is removed.
 #[derive(Debug, Default)]
 struct Line {
     taken: bool,
@@ -114,7 +114,7 @@ pub struct Turn {
     pace: Mutex<Pace>,
 }
 
-/// Who is to move the bytes of what has its turn.
+/// The peer that must move the bytes of what has its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mover {
     Source(u32),
@@ -163,7 +163,7 @@ impl Memory {
         buffer
     }
 
-    /// Gives back what nobody needed since the last time.
+    /// Gives back what was not needed since the last time.
     pub fn rest(&self) {
         let mut pool = self.pool.lock();
         if !std::mem::take(&mut pool.used) {
@@ -211,7 +211,7 @@ fn call_next(line: &Arc<Mutex<Line>>) {
         next
     };
     if let Some((next, _)) = next {
-        // Who has given up just now drops it, which calls the next one.
+        // A waiter that gave up just now drops it, which calls the next one.
         let _ = next.send(Turn { line: Arc::clone(line), pace: Mutex::new(Pace::new(Mover::Nobody)) });
     }
 }
@@ -232,7 +232,7 @@ impl Pace {
 }
 
 impl Share {
-    /// Somebody has moved bytes of it, or is to do so from now on.
+    /// A peer moved bytes of it, or must do so from now on.
     pub fn moved(&self, mover: Mover, bytes: usize) {
         let Some(turn) = &self.turn else { return };
         let mut pace = turn.pace.lock();
@@ -253,11 +253,11 @@ impl Share {
         pace.until = Instant::now() + PACE + 4 * pace.began.elapsed();
     }
 
-    /// Who did not move enough of it.
+    /// The peer that did not move enough of it.
     pub fn late(&self) -> Option<Mover> {
         let mut pace = self.turn.as_ref()?.pace.lock();
         let mover = (pace.until <= Instant::now()).then_some(pace.mover)?;
-        // Told once; whoever it was is on the way out.
+        // Told once; its session is being ended already.
         *pace = Pace::new(Mover::Nobody);
         Some(mover)
     }
@@ -290,7 +290,7 @@ impl Buffers {
         }
     }
 
-    /// Whether they are a reader's who has many jobs to read.
+    /// Whether they belong to a reader that has many jobs to read.
     pub fn set_busy(&mut self, is_busy: bool) {
         if std::mem::replace(&mut self.is_busy, is_busy) != is_busy {
             let change = if is_busy { 1 } else { usize::MAX };
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_bounded_and_emptied_when_nobody_takes_from_it() {
+    fn the_pool_is_bounded_and_emptied_when_nothing_is_taken_from_it() {
         let memory = Memory::default();
         memory.spare_buffer();
         for _ in 0..2 * POOL_BYTES / LARGEST_KEPT {
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_move_enough_is_late_and_told_once() {
+    fn a_peer_that_does_not_move_enough_is_late_and_told_once() {
         let memory = Arc::new(Memory::default());
         let share = memory.hold(memory.line_up(Large::Result).turn.try_recv().unwrap());
         let age = |by: Duration| share.turn.as_ref().unwrap().pace.lock().until -= by;

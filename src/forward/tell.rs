@@ -13,6 +13,9 @@ use crate::metrics::ForwardMetrics;
 use crate::outages::{Lost, Outages};
 use crate::relay::{Cause, Reason, Tell};
 
+/// Longer than any message waits for others like it.
+const END: Duration = Duration::from_secs(60);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Teller {
@@ -72,20 +75,24 @@ impl Teller {
         }
         let mut limiters = self.limiters.lock();
         let Limiters { rejected, expired, odd_ids, strange } = &mut *limiters;
-        for (limiter, about) in [
-            (rejected, "undeliverable jobs"),
-            (expired, "expired jobs"),
-            (odd_ids, "unique ids"),
-            (strange, "errors from the source"),
+        for (limiter, what) in [
+            (rejected, "undeliverable or failed"),
+            (expired, "older than max_age dropped"),
+            (odd_ids, "without a usable unique id from uniq_callback"),
+            (strange, "unknown to the source at their end"),
         ] {
             if let Some(more) = limiter.due(now) {
-                info!("forward {}: {more} more messages about {about}", self.name);
+                info!("forward {}: {} {what}", self.name, counted(more).replacen(' ', " more ", 1));
             }
         }
     }
 
     fn limited(&self, limiter: impl FnOnce(&mut Limiters) -> &mut Limiter, write: impl FnOnce(u64)) {
-        let admitted = limiter(&mut self.limiters.lock()).admit(Instant::now());
+        self.limited_many(1, limiter, write);
+    }
+
+    fn limited_many(&self, count: u64, limiter: impl FnOnce(&mut Limiters) -> &mut Limiter, write: impl FnOnce(u64)) {
+        let admitted = limiter(&mut self.limiters.lock()).admit(Instant::now(), count);
         match admitted {
             Some(more) => write(more),
             None => self.suppressed.store(true, Ordering::Relaxed),
@@ -190,10 +197,11 @@ impl Teller {
             }
             Tell::Expired { jobs } => {
                 self.metrics.expired(jobs);
-                self.limited(
+                self.limited_many(
+                    jobs,
                     |limiters| &mut limiters.expired,
                     |more| {
-                        info!("forward {}: {} jobs older than max_age dropped", self.name, jobs + more);
+                        info!("forward {}: {} older than max_age dropped", self.name, counted(jobs + more));
                     },
                 );
             }
@@ -205,14 +213,20 @@ impl Teller {
             ),
             Tell::Restarted => warn!("{source} was restarted under the same process id; its jobs get new unique ids"),
             Tell::Stopped { left } if left > 0 => {
-                self.outages.gone(&self.name);
+                self.end();
                 warn!("forward {} stopped; {left} unacknowledged jobs return to the source", self.name);
             }
             Tell::Stopped { .. } => {
-                self.outages.gone(&self.name);
+                self.end();
                 debug!("forward {} stopped", self.name);
             }
         }
+    }
+
+    /// What was not told yet is told now.
+    fn end(&self) {
+        self.look(Instant::now() + END);
+        self.outages.gone(&self.name);
     }
 
     fn rejected(&self, handle: &[u8], reason: &Reason, moved: bool) {
@@ -249,6 +263,10 @@ impl Teller {
             Reason::Lost(cause) => format!("{}, at the last try", cause.text),
         }
     }
+}
+
+fn counted(jobs: u64) -> String {
+    if jobs == 1 { String::from("1 job") } else { format!("{jobs} jobs") }
 }
 
 fn seconds(time: Duration) -> String {

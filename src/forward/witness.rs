@@ -1,6 +1,6 @@
 //! Whether a server that was lost is still the same process: another connection to it that outlived the break proves so.
 //!
-//! A source whose process id says nothing (below 300: a container's, say) may have been restarted while its connection was
+//! A source whose process id says nothing (below 300, e.g. a container's) may have been restarted while its connection was
 //! gone. A connection of another forward that was there before the break, and over which the server still answers when the
 //! new one is there, proves that it was not.
 

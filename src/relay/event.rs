@@ -98,7 +98,7 @@ pub struct LineId {
     pub generation: u32,
 }
 
-/// Who asks for its next step.
+/// The thread that asks for its next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pump {
     /// Reads the source.
@@ -125,7 +125,7 @@ pub struct Cause {
 /// How a connection ended or did not come about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loss {
-    /// The server closed or reset a connection that had been in use: a job that it can't bear may be why.
+    /// The server closed or reset a connection that had been in use: a job that it closes connections on may be why.
     pub closed: bool,
     /// The server broke the protocol: it does not shorten the waits, whatever it had delivered.
     pub nonsense: bool,
@@ -266,15 +266,13 @@ pub struct Batch {
 /// What the thread that fed an event does at once; none of it can block.
 #[derive(Debug, Default)]
 pub struct Actions {
-    /// Source connections whose socket is to be shut down, which wakes who reads or writes it.
+    /// Source connections whose socket is to be shut down, which wakes the thread that reads or writes it.
     pub close_source: Option<u32>,
     /// The same for destination connections.
     pub close: Vec<LineId>,
     /// Pumps that are parked (or pause) and have something to do.
     pub wake: Vec<Pump>,
     pub tell: Vec<Tell>,
-    /// Jobs that are done with: dropped outside the lock.
-    pub finished: Vec<Job>,
     /// The forward has ended: whatever still connects or asks gives up.
     pub ended: bool,
 }

@@ -18,7 +18,7 @@ const RATE_PERIOD: Duration = Duration::from_secs(5);
 /// What a destination sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// JOB_CREATED with the job's handle there (left out where nobody reads it).
+    /// JOB_CREATED with the job's handle there (left out where it is not needed).
     Created(Vec<u8>),
     /// ERROR with its code.
     Refused(String),

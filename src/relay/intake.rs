@@ -33,6 +33,8 @@ pub struct Intake {
     end: usize,
     read_size: usize,
     was_full: bool,
+    /// Jobs that came with the last read: about as many will come with the next.
+    former: usize,
     /// The data of a job that is too large is being dropped.
     discard: Option<Discard>,
     max_job_size: usize,
@@ -56,6 +58,7 @@ impl Intake {
             end: unread.len(),
             read_size: SMALLEST_READ,
             was_full: false,
+            former: 0,
             discard: None,
             max_job_size,
             origin,
@@ -136,8 +139,8 @@ impl Intake {
     /// # Errors
     /// The bytes are no response that a worker may get.
     pub fn take(&mut self, memory: impl FnOnce() -> Vec<u8>) -> Result<Vec<SourcePacket>, ProtocolError> {
-        let mut packets = Vec::new();
-        let mut jobs = Vec::new();
+        let mut packets = Vec::with_capacity(self.former);
+        let mut jobs = Vec::with_capacity(self.former);
         let mut at = self.drop_discarded(&mut packets);
         loop {
             let unread = self.buffer.get(at..self.end).unwrap_or_default();
@@ -186,6 +189,7 @@ impl Intake {
             }
         }
         self.hand_over(at, &jobs, &mut packets, memory);
+        self.former = jobs.len();
         Ok(packets)
     }
 
@@ -221,8 +225,12 @@ impl Intake {
             let start = jobs.first().map_or(0, |(_, parts)| parts.range().start);
             let end = jobs.last().map_or(0, |(_, parts)| parts.range().end);
             let mut bytes = memory();
-            bytes.clear();
-            bytes.extend_from_slice(self.buffer.get(start..end).unwrap_or_default());
+            let copied = self.buffer.get(start..end).unwrap_or_default();
+            // As below: when it is read into again, it has its length.
+            match bytes.get_mut(..copied.len()) {
+                Some(place) => place.copy_from_slice(copied),
+                None => copied.clone_into(&mut bytes),
+            }
             self.buffer.copy_within(rest.clone(), 0);
             (bytes, start)
         } else {

@@ -309,11 +309,13 @@ fn number_of(handle: &[u8]) -> Option<(u64, u32)> {
     Some((number, before.len() as u32))
 }
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 /// As 32 hex digits; std's formatting takes as long as the hash of a whole job.
 fn hex(number: u128) -> [u8; 32] {
     let mut digits = [0; 32];
     for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
-        *pair = [byte >> 4, byte & 15].map(|digit| if digit < 10 { b'0' + digit } else { b'a' - 10 + digit });
+        *pair = [byte >> 4, byte & 15].map(|digit| HEX[usize::from(digit & 15)]);
     }
     digits
 }

@@ -13,8 +13,6 @@ pub struct Held {
     /// Earlier jobs have smaller ones.
     pub order: u64,
     pub arrived: Now,
-    /// The number in its handle, 0 for none.
-    pub handle_number: u64,
     /// The number in its unique id where that is made of a random number and a counter; 0 while it has none.
     pub number: u64,
     /// Bytes of the data that was submitted last.
@@ -28,7 +26,7 @@ pub struct Held {
     /// For connections that the destination closed while it was alone on them.
     pub blame: Blame,
     /// Why it goes to the reject queue.
-    pub reason: Option<Reason>,
+    pub reason: Option<Box<Reason>>,
     /// Its source connection is gone, and with it the right to acknowledge it.
     pub gone: bool,
 }
@@ -42,13 +40,12 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    pub fn insert(&mut self, job: Job, arrived: Now, handle_number: u64) -> u32 {
+    pub fn insert(&mut self, job: Job, arrived: Now) -> u32 {
         self.orders += 1;
         let held = Held {
             job,
             order: self.orders,
             arrived,
-            handle_number,
             number: 0,
             sent: 0,
             tries: 0,
@@ -118,10 +115,10 @@ impl Jobs {
 mod tests {
     use super::*;
 
-    /// Five jobs that arrived in the order of their handles' numbers.
+    /// Five jobs in the order of their arrival.
     fn five() -> (Jobs, Vec<u32>) {
         let mut jobs = Jobs::default();
-        let slots = (1..=5).map(|number| jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, number)).collect();
+        let slots = (0..5).map(|_| jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO)).collect();
         (jobs, slots)
     }
 
@@ -129,13 +126,13 @@ mod tests {
     fn a_slot_is_a_jobs_number_while_it_is_held_and_used_again_afterwards() {
         let (mut jobs, slots) = five();
         assert_eq!(jobs.all(), slots);
-        assert_eq!(jobs.remove(slots[1]).map(|held| held.handle_number), Some(2));
+        assert_eq!(jobs.remove(slots[1]).map(|held| held.order), Some(2));
         assert!(jobs.remove(slots[1]).is_none() && jobs.get(slots[1]).is_none() && jobs.get_mut(slots[1]).is_none());
         assert!(jobs.get(99).is_none() && jobs.get_mut(99).is_none() && jobs.remove(99).is_none());
         assert_eq!(jobs.all(), [slots[0], slots[2], slots[3], slots[4]]);
-        assert_eq!(jobs.iter().map(|held| held.handle_number).sum::<u64>(), 1 + 3 + 4 + 5);
-        assert_eq!(jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, 6), slots[1]);
-        assert_eq!(jobs.get(slots[1]).map(|held| (held.handle_number, held.order)), Some((6, 6)));
+        assert_eq!(jobs.iter().map(|held| held.order).sum::<u64>(), 1 + 3 + 4 + 5);
+        assert_eq!(jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO), slots[1]);
+        assert_eq!(jobs.get(slots[1]).map(|held| held.order), Some(6));
     }
 
     #[test]
@@ -148,7 +145,7 @@ mod tests {
         }
         jobs.rest();
         assert_eq!((jobs.slots.capacity(), jobs.free.capacity()), (0, 0));
-        let slot = jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, 6);
+        let slot = jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO);
         assert_eq!(jobs.get(slot).map(|held| held.order), Some(6));
     }
 

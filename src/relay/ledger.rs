@@ -20,7 +20,7 @@ const RANGES: usize = 1024;
 pub enum Fate {
     /// The destination has it; the acknowledgement may not have arrived.
     Delivered,
-    /// It was submitted, under a unique id with this number unless that is 0; nobody knows whether it arrived.
+    /// It was submitted, under a unique id with this number unless that is 0; it is unknown whether it arrived.
     Unconfirmed(u64, Blame),
 }
 
@@ -79,7 +79,7 @@ impl Default for Ledger {
 
 impl Ledger {
     /// The source was connected. What was learnt from another process says nothing of this one's jobs, whose handles start
-    /// again. `same` where another connection proves that it is no other process. A connection that could not learn the
+    /// again. `same` where another connection proves that it is not another process. A connection that could not learn the
     /// process id proves no restart, and the keys of what was learnt before can't be met by its jobs.
     pub fn connected(&mut self, process_id: Option<u32>, same: bool) {
         let process_id = telling(process_id);
@@ -143,7 +143,7 @@ impl Ledger {
         }
         match &mut self.latest {
             // Mostly they come in order.
-            Some((_, last)) if *last + 1 == number => return *last = number,
+            Some((_, last)) if last.checked_add(1) == Some(number) => *last = number,
             latest => {
                 if let Some((first, last)) = latest.replace((number, number)) {
                     self.keep(first, last);
@@ -162,7 +162,7 @@ impl Ledger {
             last = end.max(last);
         }
         match self.proven.range_mut(..number).next_back() {
-            Some((_, end)) if *end + 1 >= number => *end = (*end).max(last),
+            Some((_, end)) if end.saturating_add(1) >= number => *end = (*end).max(last),
             _ => {
                 self.proven.insert(number, last);
                 if self.proven.len() > RANGES {

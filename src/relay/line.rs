@@ -41,13 +41,13 @@ pub struct Line {
     connected_at: Now,
     /// It has taken a job on this connection.
     delivered: bool,
-    /// Packets that nobody asked for.
+    /// Packets without a request.
     pub strays: usize,
     /// Why it has ended, while its writer has not reported: only then is it known what was sent.
     ending: Option<Loss>,
     /// The destination that it was connected to.
     pub destination: usize,
-    /// Whether somebody waits for what the destination sends: else nothing is overdue.
+    /// Whether the confirmer reads what the destination sends: else nothing is overdue.
     reading: bool,
     /// A suspect was tried last: others may go before the next.
     pub tried_suspect: bool,
@@ -142,6 +142,11 @@ impl Relay {
 
     pub(super) fn connect_failed(&mut self, now: Now, id: LineId, loss: &Loss) {
         if self.current(id) && self.lines[id.submitter].state == LineState::Connecting {
+            if self.lines[id.submitter].destination != self.outage.destination {
+                // Another destination is tried meanwhile: this one's failure says nothing about it.
+                self.lines[id.submitter].state = LineState::Down { next_try: now };
+                return;
+            }
             self.line_is_down(now, id.submitter, &loss.cause);
             if self.session.window.held() == 0 && self.session.phase == Phase::Apart {
                 // Nothing may be there twice.
@@ -258,7 +263,7 @@ impl Relay {
             }
         }
         if suspicious {
-            // One of these may be what the destination can't bear.
+            // One of these may be what the destination closes connections on.
             self.suspects.extend(again);
         } else {
             self.jobs.put_back(&mut self.waiting, &again);
@@ -271,7 +276,6 @@ impl Relay {
         if held.number != 0 || held.blame.is_any() {
             self.ledger.note(held.job.identity().key, Fate::Unconfirmed(held.number, held.blame));
         }
-        self.actions.finished.push(held.job);
     }
 
     pub(super) fn written(&mut self, now: Now, id: LineId, rest: Option<Chunk>, failed: bool) {
@@ -317,7 +321,7 @@ impl Relay {
                 self.lines[id.submitter].strays += 1;
                 let strange = self.settings.asynchronous || self.lines[id.submitter].strays > STRAYS;
                 if strange {
-                    self.break_line(now, id.submitter, Loss::nonsense("sent replies that nobody asked for"));
+                    self.break_line(now, id.submitter, Loss::nonsense("sent replies without a request"));
                 }
             }
         }
@@ -356,7 +360,6 @@ impl Relay {
         let Some(held) = self.jobs.remove(flown.slot) else { return true };
         if held.gone {
             self.ledger.note(held.job.identity().key, Fate::Delivered);
-            self.actions.finished.push(held.job);
         } else {
             self.delivered(now, &held);
             self.acknowledge(now, held);

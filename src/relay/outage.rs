@@ -1,4 +1,4 @@
-//! Trouble with the destination as a whole: who holds, who gives back, who tries again when.
+//! Trouble with the destination as a whole: when jobs are held, when they return, and what is tried again when.
 
 use std::time::Duration;
 
@@ -122,14 +122,16 @@ impl Relay {
         }
     }
 
-    /// Gives the jobs back where nobody can submit any for so long.
+    /// Returns the jobs to the source when no submitter could submit any for this long.
     pub(super) fn check_release(&mut self, now: Now) {
         if let Some(full) = &self.outage.full
             && full.watched_until.is_some_and(|until| until <= now)
         {
             self.outage.full = None;
         }
-        if self.outage.probing && self.session.window.held() > 0 && self.settings.destinations > 1 {
+        // At a release the session's end switches.
+        let relaying = self.session.phase == Phase::Relaying;
+        if relaying && self.outage.probing && self.session.window.held() > 0 && self.settings.destinations > 1 {
             // What is tried with is kept, but not at a destination that does not come back.
             if self.trouble_lasts_until().is_some_and(|at| at <= now) {
                 self.switch_destination(now);

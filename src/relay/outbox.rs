@@ -1,4 +1,4 @@
-//! Bytes on their way out: what one socket is to be sent, and who writes it.
+//! Bytes on their way out: what one socket is to be sent, and which thread writes it.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -10,6 +10,9 @@ use crate::gearman::packet::{ProtocolError, put_header};
 /// Data that no stage changed and that is at least so large is written from where it was read to, bytes; copying less is
 /// cheaper.
 const REFERENCED_DATA: usize = 256;
+
+/// What a submission takes beside its data as a rule: header, queue, unique id, bytes.
+const BESIDE_DATA: usize = 128;
 
 /// Submissions that are written together. Data that no stage has changed is not copied.
 #[derive(Debug, Default)]
@@ -38,6 +41,15 @@ impl Chunk {
     /// Of these bytes alone.
     pub fn of(bytes: Vec<u8>) -> Chunk {
         Chunk { bytes, ..Chunk::default() }
+    }
+
+    /// For the submissions of this many jobs.
+    pub fn for_jobs(count: usize) -> Chunk {
+        Chunk {
+            bytes: Vec::with_capacity(count * BESIDE_DATA),
+            references: Vec::with_capacity(count),
+            ..Chunk::default()
+        }
     }
 
     /// Bytes that are not written yet.
@@ -128,7 +140,7 @@ impl Outbox {
         }
     }
 
-    /// The next chunk, and with it the right to write, unless somebody has that.
+    /// The next chunk, and with it the right to write, unless a thread has it.
     pub fn take(&mut self) -> Option<Chunk> {
         if self.writing || self.stopped {
             return None;
@@ -150,7 +162,7 @@ impl Outbox {
         self.chunks.is_empty()
     }
 
-    /// Bytes that nobody is writing.
+    /// Bytes that no thread is writing.
     pub fn len(&self) -> usize {
         self.chunks.iter().map(Chunk::len).sum()
     }
@@ -160,7 +172,7 @@ impl Outbox {
         self.stopped = true;
     }
 
-    /// Whether somebody writes.
+    /// Whether a thread writes.
     pub fn is_taken(&self) -> bool {
         self.writing
     }
@@ -225,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_takes_a_chunk_writes_alone_and_what_is_left_comes_first_again() {
+    fn the_thread_that_takes_a_chunk_writes_alone_and_what_is_left_comes_first_again() {
         let mut outbox = Outbox::default();
         outbox.push(Chunk::of(Vec::new()));
         assert!(outbox.is_empty() && outbox.take().is_none() && !outbox.is_taken(), "nothing is to be written");

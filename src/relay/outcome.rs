@@ -14,7 +14,8 @@ impl Relay {
     pub(super) fn acknowledge(&mut self, now: Now, held: Held) {
         put_request(&mut self.session.out, kind::WORK_COMPLETE, &[held.job.handle(), BACKGROUND_ANSWER]);
         let before = self.session.requests;
-        self.session.unproven.push_back((before, held.job.identity().key, held.handle_number));
+        let number = held.job.handle_number().map_or(0, |(_, number)| number);
+        self.session.unproven.push_back((before, held.job.identity().key, number));
         self.session.acknowledged = now;
         self.release(now, held);
     }
@@ -23,7 +24,6 @@ impl Relay {
     pub(super) fn release(&mut self, now: Now, held: Held) {
         self.session.completions += 1;
         self.session.window.released(1, held.job.size(), now);
-        self.actions.finished.push(held.job);
     }
 
     pub(super) fn undeliverable(&mut self, now: Now, slot: u32, reason: Reason) {

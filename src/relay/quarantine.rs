@@ -1,4 +1,4 @@
-//! Whether the destination can't bear a job: it closed connections on it.
+//! Suspected poison jobs: the destination closed connections on them.
 
 /// Closed connections after which a job is undeliverable.
 const BREAKS: u8 = 3;

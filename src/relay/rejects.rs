@@ -31,7 +31,7 @@ pub struct Rejects {
 impl Rejects {
     pub fn push(&mut self, slot: u32, jobs: &mut Jobs, reason: Reason) {
         if let Some(held) = jobs.get_mut(slot) {
-            held.reason = Some(reason);
+            held.reason = Some(Box::new(reason));
             self.bytes += held.job.size();
             self.queue.push_back(slot);
         }
@@ -66,7 +66,7 @@ impl Rejects {
         self.in_hand.clone()
     }
 
-    /// Forgets those that nobody submits: they go back to the source.
+    /// Forgets those that are not being submitted: they return to the source.
     pub fn clear(&mut self) -> Vec<u32> {
         self.bytes = 0;
         std::mem::take(&mut self.queue).into()
@@ -91,7 +91,6 @@ impl Relay {
                 (true, true) => {
                     if let Some(held) = self.jobs.remove(slot) {
                         self.ledger.note(held.job.identity().key, Fate::Delivered);
-                        self.actions.finished.push(held.job);
                     }
                 }
                 (true, false) => self.forget(slot),
@@ -99,7 +98,7 @@ impl Relay {
                 (false, true) => {
                     if let Some(mut held) = self.jobs.remove(slot) {
                         self.rejects.bytes = self.rejects.bytes.saturating_sub(held.job.size());
-                        let reason = held.reason.take().unwrap_or(Reason::Poison);
+                        let reason = held.reason.take().map_or(Reason::Poison, |reason| *reason);
                         self.moved(now, held, reason);
                     }
                 }

@@ -43,7 +43,9 @@ pub struct Session {
     pub generation: u32,
     pub window: Window,
     pub out: Vec<u8>,
-    /// Somebody writes, since when; whether that has failed.
+    /// The buffer that was written last, for the next bytes.
+    spare: Vec<u8>,
+    /// A thread writes, since when; whether that has failed.
     writing: Option<Now>,
     being_written: usize,
     failed: bool,
@@ -77,6 +79,7 @@ impl Session {
             generation: 0,
             window: Window::new(explicit, byte_limit),
             out: Vec::new(),
+            spare: Vec::new(),
             writing: None,
             being_written: 0,
             failed: false,
@@ -142,14 +145,15 @@ impl Session {
         self.count_requests(1, now);
     }
 
-    /// What is to be written, and with it the right to write, unless somebody has that.
+    /// What is to be written, and with it the right to write, unless a thread has it.
     pub fn take_output(&mut self, now: Now) -> Option<Vec<u8>> {
         if self.writing.is_some() || self.failed || self.out.is_empty() || !self.is_on() {
             return None;
         }
         self.writing = Some(now);
         self.being_written = self.out.len();
-        Some(std::mem::take(&mut self.out))
+        let next = std::mem::take(&mut self.spare);
+        Some(std::mem::replace(&mut self.out, next))
     }
 
     /// Bytes for the source that it has not taken yet.
@@ -157,7 +161,7 @@ impl Session {
         self.out.len() + self.being_written
     }
 
-    /// Whoever writes is not stuck.
+    /// The thread that writes is not stuck.
     pub fn write_moved(&mut self, now: Now, generation: u32) {
         if self.generation == generation && self.writing.is_some() {
             self.writing = Some(now);
@@ -368,7 +372,7 @@ impl Relay {
                 }
             };
             if !understood {
-                return self.source_lost(now, generation, &Loss::nonsense("sent packets that nobody asked for"));
+                return self.source_lost(now, generation, &Loss::nonsense("sent packets without a request"));
             }
         }
         let session = &mut self.session;
@@ -392,13 +396,11 @@ impl Relay {
         }
         if self.session.phase != Phase::Relaying {
             // It goes back with the close.
-            self.actions.finished.push(job);
             return true;
         }
         let (size, identity) = (job.size(), job.identity());
         self.session.window.assigned(size);
-        let number = job.handle_number().map_or(0, |(_, number)| number);
-        let slot = self.jobs.insert(job, now, number);
+        let slot = self.jobs.insert(job, now);
         match self.ledger.claim(identity.key) {
             Some(Fate::Delivered) => {
                 if let Some(held) = self.jobs.remove(slot) {
@@ -466,11 +468,11 @@ impl Relay {
         session.failed |= failed;
         if failed {
             self.actions.close_source = Some(generation);
-        } else if session.out.is_empty() {
+        } else {
             // A thousand idle connections should not take much memory.
             buffer.clear();
             buffer.shrink_to(if session.window.asleep() { IDLE_BUFFER } else { LARGEST_BUFFER });
-            session.out = buffer;
+            session.spare = buffer;
         }
     }
 

@@ -4,6 +4,7 @@ use super::Relay;
 use super::event::{Batch, LineId, Now, Reason, Staged};
 use super::exchange::Exchange;
 use super::job::UniqueId;
+use super::jobs::Held;
 use super::line::Line;
 use super::outbox::Chunk;
 use super::session::Phase;
@@ -57,7 +58,10 @@ impl Relay {
             return if empty { first.map(Choice::Alone) } else { None };
         }
         let suspect = self.suspects.iter().copied().find(|&slot| !self.waits(slot));
-        let turn = !line.tried_suspect || first.is_none();
+        // Others go between two tries of a job that is blamed; those that are only suspected keep their place before them.
+        let blamed = |held: &Held| held.refusals > 0 || held.blame.is_any();
+        let is_blamed = suspect.and_then(|slot| self.jobs.get(slot)).is_some_and(blamed);
+        let turn = !is_blamed || !line.tried_suspect || first.is_none();
         if suspect.is_some() && turn && self.judge() == Some(submitter) {
             // Alone means that nothing else is on the wire: else others' refusals, or a connection closed on them, would
             // count as this job's.
@@ -205,6 +209,10 @@ impl Relay {
         }
         if alive && !gone {
             self.lines[id.submitter].outbox.push(chunk);
+        }
+        if self.abandoned > 0 {
+            // Nothing else may happen before the stop's last moment.
+            self.source_at(now);
         }
         self.ask(now);
     }

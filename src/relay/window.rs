@@ -1,6 +1,6 @@
 //! How many jobs a forward asks its source for: what is asked for and held is at most `prefetch`.
 //!
-//! A pure state machine: the reader tells it what came, everybody who writes to the source asks it what to request.
+//! A pure state machine: the reader tells it what came, each thread that writes to the source asks it what to request.
 //!
 //! A large window costs caches their warmth, a second proxy its share and a crash more jobs to merge, so it is as large as
 //! the distance asks for: what a source can give out in the time that one job takes from its grab to its acknowledgement.
@@ -36,7 +36,7 @@ const MOST_JOBS: usize = 65_535;
 const RESERVED_BYTES: usize = 256 << 10;
 
 /// NOOPs that may come without a PRE_SLEEP before them and a job after before the source counts as broken. One for a
-/// PRE_SLEEP is right, whoever got the job.
+/// PRE_SLEEP is right, whichever worker got the job.
 const MAX_STRAY_NOOPS: u32 = 1000;
 
 /// NOOPs in a row after which the grabs that answer them are delayed: another worker is faster, or the server is odd.

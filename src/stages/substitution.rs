@@ -490,8 +490,7 @@ mod tests {
     /// The message and the rest of the text from where it points.
     fn error(text: &str) -> (String, &str) {
         let error = Substitution::parse(text).map(|_| ()).expect_err(text);
-        let rest =
-            text.get(error.offset..).unwrap_or_else(|| panic!("{text}: {} is not at a character", error.offset));
+        let rest = text.get(error.offset..).unwrap_or_else(|| panic!("{text}: {} is not at a character", error.offset));
         (error.message, rest)
     }
 

@@ -14,7 +14,6 @@ use crate::world::World;
 #[derive(Debug, Clone, Copy)]
 pub struct Copy {
     pub server: usize,
-    pub job: usize,
     pub connection: usize,
     pub process: usize,
     pub forward: usize,
@@ -212,7 +211,7 @@ impl World<'_> {
                 let class = self.servers[server].jobs[job].class;
                 self.note_end(server, class, end);
             }
-            Happening::Ended { .. } | Happening::Merged { .. } | Happening::Refused { .. } | Happening::NotFound => {}
+            Happening::Ended { .. } | Happening::Merged { .. } | Happening::Refused | Happening::NotFound => {}
         }
     }
 
@@ -225,7 +224,8 @@ impl World<'_> {
             *at <= self.clock.now && fault.server(self.plan).is_none_or(|server| plan.destinations.contains(&server))
         });
         let odd = self.plan.classes.iter().filter(|class| matches!(class.kind, Kind::Poison | Kind::Refused)).count();
-        let allowed = (1 + 2 * troubles.count() + odd) as u32;
+        let last_stop = usize::from(self.settled_at.is_some());
+        let allowed = (1 + 2 * troubles.count() + odd + last_stop) as u32;
         let job = &self.servers[server].jobs[job];
         let (class, chosen, returns) = (job.class, job.chosen_returns, job.returns);
         if chosen > allowed {
@@ -384,7 +384,7 @@ impl World<'_> {
                 self.check_start(server, job);
                 None
             }
-            Happening::Refused { .. } => {
+            Happening::Refused => {
                 self.book.order_is_off = true;
                 None
             }
@@ -407,7 +407,6 @@ impl World<'_> {
         self.servers[server].jobs[job].copy = number;
         let copy = Copy {
             server,
-            job,
             connection,
             process,
             forward,
@@ -429,12 +428,17 @@ impl World<'_> {
 
     fn check_twice(&mut self, class: usize) {
         let account = &self.book.accounts[class];
-        let (Some(last), earlier) = (account.copies.last(), account.copies.len() - 1) else { return };
+        let earlier = account.copies.len() - 1;
         if account.copies.len() <= account.accepted + account.wiped + account.excused {
             return;
         }
-        let excuse =
-            (0..earlier).find(|&at| !account.copies[at].used && self.excuses(&account.copies[at], last, class));
+        // Of equal jobs, it may be two others that are copies of one.
+        let later = if account.accepted > 1 { 1 } else { earlier };
+        let mut pairs = (later..=earlier).rev().flat_map(|last| (0..last).map(move |first| (first, last)));
+        let excuse = pairs.find(|&(first, last)| {
+            !account.copies[first].used && self.excuses(&account.copies[first], &account.copies[last], class)
+        });
+        let excuse = excuse.map(|(first, _)| first);
         let account = &mut self.book.accounts[class];
         account.excused += 1;
         match excuse {

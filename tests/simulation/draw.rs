@@ -135,6 +135,8 @@ impl Draw {
         let count = self.random.pick(&[5, 15, 25, 25, 40, 60]);
         let odd = !self.plan.ordered && self.random.one_in(3);
         let equal = self.random.one_in(3);
+        // All jobs of a queue are the same: only their handles tell one from the other, and those begin again.
+        let twins = !self.plan.ordered && self.random.one_in(8);
         let queues = self.plan.forwards.iter().map(|forward| forward.queue).max().unwrap_or(0);
         // All at once, in bursts, or one after the other.
         let bursts = self.random.pick(&[1, 3, 1000]);
@@ -150,9 +152,14 @@ impl Draw {
                 if bursts == 1000 { random.range(0, length) } else { random.pick(&starts) + random.range(0, 20_000) };
             let again = self.plan.classes.iter().rposition(|class| class.queue == queue);
             let class = match again {
-                Some(again) if equal && random.one_in(3) && self.plan.classes[again].kind == Kind::Good => again,
+                Some(again) if twins || equal && random.one_in(3) && self.plan.classes[again].kind == Kind::Good => {
+                    again
+                }
                 _ => {
-                    let class = Self::class(random, asynchronous, odd, queue, &mut long_ones);
+                    let mut class = Self::class(random, asynchronous, odd && !twins, queue, &mut long_ones);
+                    if twins {
+                        class.unique = Unique::None;
+                    }
                     self.plan.classes.push(class);
                     self.plan.classes.len() - 1
                 }

@@ -212,7 +212,9 @@ impl World<'_> {
         let lines = plan.workers;
         let forward = &mut self.forwards[number];
         forward.relay = Some(Relay::new(settings, legacy));
-        forward.pumps = (0..pumps).map(|_| PumpState { work: Work::Ask, queued: false, token: 0, woken: false, interrupted: false }).collect();
+        forward.pumps = (0..pumps)
+            .map(|_| PumpState { work: Work::Ask, queued: false, token: 0, woken: false, interrupted: false })
+            .collect();
         forward.lines = (0..lines).map(|_| LineState::default()).collect();
         forward.source = None;
         forward.stopping = None;
@@ -307,7 +309,10 @@ impl World<'_> {
             self.shut(connection, true);
             self.tell(|world| format!("Forward {number} closes connection {}.", world.name(connection)));
         }
-        self.interrupt(number, |work| matches!(work, Work::ConnectSource { generation: current, .. } if *current == generation));
+        self.interrupt(
+            number,
+            |work| matches!(work, Work::ConnectSource { generation: current, .. } if *current == generation),
+        );
     }
 
     fn close_line(&mut self, number: usize, line: LineId) {
@@ -338,7 +343,9 @@ impl World<'_> {
                 counts.given_back += *jobs as u64;
             }
             // At the end it leaves its destinations.
-            Tell::DestinationLost { .. } if self.forwards[number].relay.as_ref().is_some_and(|relay| !relay.has_ended()) => {
+            Tell::DestinationLost { .. }
+                if self.forwards[number].relay.as_ref().is_some_and(|relay| !relay.has_ended()) =>
+            {
                 counts.outages += 1;
                 self.forwards[number].lines_lost += 1;
             }
@@ -366,7 +373,9 @@ impl World<'_> {
             self.book.counts.longest_stop = self.book.counts.longest_stop.max(took);
             if took > limit {
                 let (took, limit) = (took as f64 / 1e6, limit as f64 / 1e6);
-                self.book.violations.push(format!("forward {number} took {took:.2} s to stop, which may take {limit:.2} s"));
+                self.book
+                    .violations
+                    .push(format!("forward {number} took {took:.2} s to stop, which may take {limit:.2} s"));
             }
         }
         self.trace.add(22, now);
@@ -405,7 +414,9 @@ impl World<'_> {
     /// The process dies; the kernel closes its connections.
     pub fn kill(&mut self, proxy: usize, away: Micros) {
         let now = self.clock.now;
-        let Some(process) = self.processes.iter().rposition(|process| process.proxy == proxy && process.alive) else { return };
+        let Some(process) = self.processes.iter().rposition(|process| process.proxy == proxy && process.alive) else {
+            return;
+        };
         self.processes[process].alive = false;
         self.processes[process].killed = true;
         self.processes[process].ended_at = Some(now);
@@ -450,10 +461,13 @@ impl World<'_> {
             None => true,
         };
         let waits = forward.pumps.iter().all(|pump| !pump.queued);
-        let idle = waits && proven && relay.held() == 0 && self.connections.iter().all(|connection| {
-            let is_line = connection.forward == number && connection.proxy_open;
-            !is_line || (connection.owed.is_empty() && connection.up.is_empty() && !connection.troubled)
-        });
+        let idle = waits
+            && proven
+            && relay.held() == 0
+            && self.connections.iter().all(|connection| {
+                let is_line = connection.forward == number && connection.proxy_open;
+                !is_line || (connection.owed.is_empty() && connection.up.is_empty() && !connection.troubled)
+            });
         let limit = if idle { SECOND } else { 10 * SECOND };
         // The clock is late, now and then.
         forward.stopping = Some((now, limit + SECOND));

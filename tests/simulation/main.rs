@@ -19,6 +19,7 @@ mod campaign;
 mod clock;
 mod draw;
 mod forward;
+mod greeting;
 mod named;
 mod pipe;
 mod plan;

@@ -135,7 +135,10 @@ fn a_long_synchronous_job_is_not_begun_again_when_an_idle_connection_breaks_and_
         let broken = Fault::Cut { forward: 0, which: Which::Line(submitter), place: Place::Now, reset: true };
         plan.fault(500 * MILLISECOND, broken);
         // The job's own connection, made before, is well.
-        plan.fault(600 * MILLISECOND, Fault::Stall { forward: 0, which: Which::Line(1 - submitter), lasts: MILLISECOND });
+        plan.fault(
+            600 * MILLISECOND,
+            Fault::Stall { forward: 0, which: Which::Line(1 - submitter), lasts: MILLISECOND },
+        );
         plan.job(2 * SECOND, Kind::Good, 50, SECOND);
         plan.check(was_not_begun_again);
     }

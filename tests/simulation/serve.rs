@@ -363,10 +363,19 @@ impl World<'_> {
             if self.processes.iter().all(|process| !process.alive) {
                 self.is_over = true;
             } else if now > settled_at + 25 * SECOND {
-                let stuck: Vec<String> = self.forwards.iter().flat_map(|forward| {
-                    let working = forward.pumps.iter().enumerate().filter(|(_, pump)| !matches!(pump.work, crate::forward::Work::End));
-                    working.map(|(number, pump)| format!("{:?}: {:?}", self.pump(forward.number, number), pump.work))
-                }).collect();
+                let stuck: Vec<String> = self
+                    .forwards
+                    .iter()
+                    .flat_map(|forward| {
+                        let working = forward
+                            .pumps
+                            .iter()
+                            .enumerate()
+                            .filter(|(_, pump)| !matches!(pump.work, crate::forward::Work::End));
+                        working
+                            .map(|(number, pump)| format!("{:?}: {:?}", self.pump(forward.number, number), pump.work))
+                    })
+                    .collect();
                 self.tell(|_| format!("Still at work: {stuck:?}"));
                 self.book.violations.push("a forward does not stop".to_owned());
             }

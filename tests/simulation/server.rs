@@ -82,9 +82,7 @@ pub enum Happening {
         job: usize,
         class: usize,
     },
-    Refused {
-        class: usize,
-    },
+    Refused,
     Assigned {
         job: usize,
     },
@@ -349,7 +347,7 @@ impl Server {
                 match classes.get(class).map(|class| class.kind) {
                     Some(Kind::Poison) if treated_badly => return After::Closes,
                     Some(Kind::Refused) if treated_badly => {
-                        self.happened.push(Happening::Refused { class });
+                        self.happened.push(Happening::Refused);
                         self.error(from, b"NOT_LIKED");
                     }
                     _ => {
@@ -389,7 +387,7 @@ impl Server {
             return Ok(first);
         }
         if self.functions[queue].live.len() >= self.limits[queue] {
-            self.happened.push(Happening::Refused { class });
+            self.happened.push(Happening::Refused);
             return Err(b"QUEUE_ERROR");
         }
         let id = self.jobs.len();

@@ -116,7 +116,13 @@ pub fn run(plan: &Plan, tells: bool) -> Report {
     book.counts.virtual_seconds = clock.now / SECOND;
     book.counts.steps = steps;
     let copies = book.accounts.iter().map(|account| account.copies.len()).collect();
-    Report { hash: trace.get(), violations: book.violations, counts: book.counts, copies, story: story.unwrap_or_default() }
+    Report {
+        hash: trace.get(),
+        violations: book.violations,
+        counts: book.counts,
+        copies,
+        story: story.unwrap_or_default(),
+    }
 }
 
 impl<'a> World<'a> {

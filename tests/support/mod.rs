@@ -14,6 +14,7 @@ pub mod proxy;
 pub mod relay;
 pub mod scripted;
 pub mod stub;
+pub mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -144,11 +145,24 @@ pub struct Site {
 impl Site {
     /// With these option lines of the forward; it takes jobs when this returns.
     pub fn start(options: &str) -> Site {
+        Site::launch(options, |_, forward| Proxy::start(forward))
+    }
+
+    /// The same with its status in the source's queue `proxy_status`.
+    pub fn with_status(options: &str) -> Site {
+        Site::launch(options, Proxy::with_status)
+    }
+
+    fn launch(options: &str, start: impl Fn(&Gearmand, &str) -> Proxy) -> Site {
         let (source, destination) = (Gearmand::start(), Gearmand::start());
-        let config = format!("{} = {}\n{options}\n", source.queue("work"), destination.queue("work"));
-        let proxy = Proxy::start(&config);
+        let proxy = start(&source, &format!("{} = {}\n{options}\n", source.queue("work"), destination.queue("work")));
         source.wait_for_workers("work", 1);
         Site { proxy, source, destination }
+    }
+
+    /// The answer of the status queue.
+    pub fn status(&self) -> Status {
+        Status::ask(&self.source, "proxy_status", "check")
     }
 }
 

@@ -5,31 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::PATIENCE;
-
-pub const CAN_DO: u32 = 1;
-pub const PRE_SLEEP: u32 = 4;
-pub const NOOP: u32 = 6;
-pub const SUBMIT_JOB: u32 = 7;
-pub const JOB_CREATED: u32 = 8;
-pub const NO_JOB: u32 = 10;
-pub const WORK_STATUS: u32 = 12;
-pub const WORK_COMPLETE: u32 = 13;
-pub const WORK_FAIL: u32 = 14;
-pub const ECHO_REQ: u32 = 16;
-pub const ECHO_RES: u32 = 17;
-pub const SUBMIT_JOB_BG: u32 = 18;
-pub const ERROR: u32 = 19;
-pub const SUBMIT_JOB_HIGH: u32 = 21;
-pub const SET_CLIENT_ID: u32 = 22;
-pub const WORK_EXCEPTION: u32 = 25;
-pub const OPTION_REQ: u32 = 26;
-pub const OPTION_RES: u32 = 27;
-pub const WORK_DATA: u32 = 28;
-pub const WORK_WARNING: u32 = 29;
-pub const GRAB_JOB_UNIQ: u32 = 30;
-pub const JOB_ASSIGN_UNIQ: u32 = 31;
-pub const SUBMIT_JOB_HIGH_BG: u32 = 32;
-pub const SUBMIT_JOB_LOW_BG: u32 = 34;
+pub use super::wire::*;
 
 /// One packet as it came: its type and the bytes after the header.
 #[derive(Clone, PartialEq, Eq)]
@@ -86,13 +62,13 @@ impl Connection {
 
     #[track_caller]
     pub fn receive(&mut self) -> Packet {
-        let mut header = [0; 12];
-        self.reader.read_exact(&mut header).expect("a packet's header");
-        assert_eq!(&header[..4], b"\0RES");
-        let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
-        let mut body = vec![0; word(8) as usize];
+        let mut head = [0; HEADER];
+        self.reader.read_exact(&mut head).expect("a packet's header");
+        assert_eq!(&head[..4], b"\0RES");
+        let (kind, length) = header(&head);
+        let mut body = vec![0; length];
         self.reader.read_exact(&mut body).expect("a packet's body");
-        Packet { kind: word(4), body }
+        Packet { kind, body }
     }
 
     /// Whether nothing arrives for this long.
@@ -113,16 +89,6 @@ impl Connection {
         assert_eq!(packet.kind, kind, "{packet:?}");
         packet
     }
-}
-
-/// A request as it goes over the line.
-pub fn request(kind: u32, arguments: &[&[u8]]) -> Vec<u8> {
-    let body = arguments.join(&0);
-    let mut bytes = b"\0REQ".to_vec();
-    bytes.extend(kind.to_be_bytes());
-    bytes.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
-    bytes.extend(body);
-    bytes
 }
 
 /// Submits jobs.

@@ -26,6 +26,11 @@ impl Proxy {
         Proxy::start_in(Folder::new(), config, &[])
     }
 
+    /// With these forwards, and its status in the queue `proxy_status` of this server.
+    pub fn with_status(server: &Gearmand, forwards: &str) -> Proxy {
+        Proxy::start(&format!("statusqueue = {}\n{forwards}", server.queue("proxy_status")))
+    }
+
     /// With more command line options.
     pub fn start_with(config: &str, options: &[&str]) -> Proxy {
         Proxy::start_in(Folder::new(), config, options)

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::loopback;
 use super::peer::*;
+pub use super::wire::response;
 
 /// What came from the proxy: a packet, or a text command as type 0.
 pub struct Request {
@@ -208,13 +209,6 @@ impl Peer {
     pub fn pause(&self, time: Duration) {
         thread::park_timeout(time);
     }
-}
-
-/// A response as it goes over the line.
-pub fn response(kind: u32, arguments: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = request(kind, arguments);
-    bytes[..4].copy_from_slice(b"\0RES");
-    bytes
 }
 
 /// The head of a response with a body of this length, which need not come.

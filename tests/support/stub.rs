@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use super::PATIENCE;
-use super::peer::{ECHO_REQ, ECHO_RES, OPTION_REQ, OPTION_RES, SET_CLIENT_ID, request};
+use super::wire::{ECHO_REQ, ECHO_RES, HEADER, OPTION_REQ, OPTION_RES, SET_CLIENT_ID, header, response};
 
 /// What came from a connection: the packet's type and body, or nothing more.
 pub type Request = (u32, Vec<u8>);
@@ -82,16 +82,15 @@ impl Stub {
 impl Line {
     /// The next request; `None` when the connection has ended. Text commands between packets are not known here.
     pub fn try_request(&mut self) -> Option<Request> {
-        let mut first = [1];
-        while first != [0] {
-            self.0.read_exact(&mut first).ok()?;
+        let mut head = [1; HEADER];
+        while head[0] != 0 {
+            self.0.read_exact(&mut head[..1]).ok()?;
         }
-        let mut header = [0; 11];
-        self.0.read_exact(&mut header).ok()?;
-        let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
-        let mut body = vec![0; word(7) as usize];
+        self.0.read_exact(&mut head[1..]).ok()?;
+        let (kind, length) = header(&head);
+        let mut body = vec![0; length];
         self.0.read_exact(&mut body).ok()?;
-        Some((word(3), body))
+        Some((kind, body))
     }
 
     #[track_caller]
@@ -130,11 +129,4 @@ impl Line {
     pub fn again(&self) -> Line {
         Line(self.0.try_clone().unwrap())
     }
-}
-
-/// A response as it goes over the line.
-pub fn response(kind: u32, arguments: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = request(kind, arguments);
-    bytes[..4].copy_from_slice(b"\0RES");
-    bytes
 }

@@ -111,7 +111,7 @@ impl Driver {
         std::mem::take(&mut self.source)
     }
 
-    pub fn from_source(&mut self, packet: SourcePacket) {
+    pub fn source_sends(&mut self, packet: SourcePacket) {
         let generation = self.relay.session.generation;
         self.event(Event::SourcePackets { generation, packets: vec![packet] });
         self.next(Pump::Rejecter);
@@ -125,17 +125,17 @@ impl Driver {
                 kind::ECHO_REQ => SourcePacket::Echo,
                 _ => SourcePacket::NoJob,
             };
-            self.from_source(packet);
+            self.source_sends(packet);
         }
     }
 
     /// A job comes from the source.
     pub fn arrive(&mut self, handle: &[u8]) {
         if self.owed.is_empty() {
-            self.from_source(SourcePacket::Noop);
+            self.source_sends(SourcePacket::Noop);
         }
         assert_eq!(self.owed.remove(0), kind::GRAB_JOB_UNIQ);
-        self.from_source(SourcePacket::Job(Job::of(handle, b"", b"data")));
+        self.source_sends(SourcePacket::Job(Job::of(handle, b"", b"data")));
     }
 
     /// A submitter takes what it may, and submits it. Returns the handles at the source.

@@ -2,7 +2,7 @@
 
 use super::Relay;
 use super::event::{Loss, Now, Reason, Tell};
-use super::line::TRIES;
+use super::line::{Line, TRIES};
 use crate::gearman::packet::{kind, put_header, put_request};
 
 /// The job that is on a line. One at a time.
@@ -102,13 +102,7 @@ impl Relay {
     pub(super) fn timeouts_at(&mut self, now: Now) {
         let Some(timeout) = self.settings.timeout else { return };
         for slot in self.jobs.all() {
-            let late = self
-                .jobs
-                .get(slot)
-                .is_some_and(|held| !held.gone && held.reason.is_none() && held.arrived + timeout <= now);
-            if !late
-                || self.lines.iter().any(|line| line.staging.as_ref().is_some_and(|(_, jobs)| jobs.contains(&slot)))
-            {
+            if !self.may_time_out(slot) || self.jobs.get(slot).is_none_or(|held| held.arrived + timeout > now) {
                 continue;
             }
             self.waiting.retain(|&other| other != slot);
@@ -124,12 +118,16 @@ impl Relay {
     /// When the next job's time is up.
     pub(super) fn timeouts_due(&self) -> Now {
         let Some(timeout) = self.settings.timeout else { return Now::MAX };
-        self.jobs
-            .iter()
-            .filter(|held| !held.gone && held.reason.is_none())
-            .map(|held| held.arrived + timeout)
-            .min()
-            .unwrap_or(Now::MAX)
+        let slots = self.jobs.all().into_iter().filter(|&slot| self.may_time_out(slot));
+        let arrived = slots.filter_map(|slot| self.jobs.get(slot)).map(|held| held.arrived);
+        arrived.min().map_or(Now::MAX, |arrived| arrived + timeout)
+    }
+
+    /// Whether a job can be failed at its timeout: one that is being staged is failed only afterwards, and nobody has to
+    /// look at it before.
+    fn may_time_out(&self, slot: u32) -> bool {
+        let staged = |line: &Line| line.staging.as_ref().is_some_and(|(_, jobs)| jobs.contains(&slot));
+        self.jobs.get(slot).is_some_and(|held| !held.gone && held.reason.is_none()) && !self.lines.iter().any(staged)
     }
 }
 
@@ -244,7 +242,7 @@ mod tests {
         driver.arrive(b"H:s:1");
         let Step::Stage(batch) = driver.next(Pump::Submitter(0)) else { panic!() };
         driver.until(seconds(41));
-        assert!(timeouts(&driver).is_empty());
+        assert!(timeouts(&driver).is_empty() && driver.relay.due() > seconds(41));
         let outcomes = vec![Staged::Interrupted];
         let chunk = Chunk::default();
         driver.event(Event::Staged { line: batch.line, number: batch.number, outcomes, chunk });

@@ -15,6 +15,8 @@ pub struct Held {
     pub arrived: Now,
     /// The number in its unique id where that is made of a random number and a counter; 0 while it has none.
     pub number: u64,
+    /// The number of the server's process that was in its unique id when it was first submitted: it stays.
+    pub epoch: Option<u64>,
     /// Bytes of the data that was submitted last.
     pub sent: u32,
     /// Submissions that may have run (synchronous).
@@ -47,6 +49,7 @@ impl Jobs {
             order: self.orders,
             arrived,
             number: 0,
+            epoch: None,
             sent: 0,
             tries: 0,
             refusals: 0,

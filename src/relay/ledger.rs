@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::job::{Job, UniqueId, telling};
+use super::job::{Job, telling};
 use super::quarantine::Blame;
 
 /// Entries of broken connections that are kept at most; the oldest go first.
@@ -172,9 +172,9 @@ impl Ledger {
         }
     }
 
-    /// The forward's own unique id for a job; `number` where it needs one that was never used.
-    pub fn own_id(&self, random: u128, number: u64) -> UniqueId {
-        if self.anonymous { UniqueId::Numbered(random, number) } else { UniqueId::Hash(self.epoch) }
+    /// The number of the server's process that is part of new ids.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// Whether a job's hash says nothing of the server's process, so that its id needs a number.
@@ -306,7 +306,7 @@ mod tests {
     fn a_proven_handle_that_comes_again_proves_a_restart() {
         let mut ledger = Ledger::default();
         ledger.connected(Some(333), false);
-        assert_eq!(ledger.own_id(9, 1), UniqueId::Hash(0));
+        assert_eq!(ledger.epoch(), 0);
         for number in [5, 3, 4, 8, 1] {
             assert!(!ledger.proves_restart(&job(&format!("H:a:{number}"))));
             ledger.proven(number);
@@ -318,7 +318,7 @@ mod tests {
         ledger.note(1, Fate::Delivered);
         ledger.restarted(77);
         assert_eq!(ledger.claim(1), None);
-        assert_eq!(ledger.own_id(9, 1), UniqueId::Hash(77));
+        assert_eq!(ledger.epoch(), 77);
         assert!(!ledger.proves_restart(&job("H:a:4")));
     }
 

@@ -161,7 +161,11 @@ impl Relay {
             self.numbers += 1;
             held.number = self.numbers;
         }
-        if held.number > 0 { UniqueId::Numbered(random, held.number) } else { self.ledger.own_id(random, 0) }
+        if held.number > 0 {
+            return UniqueId::Numbered(random, held.number);
+        }
+        // A restart that is proved later must not give it another id: its copy may be there.
+        UniqueId::Hash(*held.epoch.get_or_insert(self.ledger.epoch()))
     }
 
     /// The stages of a batch were run.

@@ -59,7 +59,7 @@ impl Draw {
         }
     }
 
-    /// Synchronous jobs may have to wait for each other.
+    /// Synchronous jobs may have to wait for each other, and all for those that break connections.
     fn patience(&mut self) {
         let plan = &mut self.plan;
         if plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Full { .. })) {
@@ -70,6 +70,11 @@ impl Draw {
             let class = plan.classes[order.class];
             if plan.forwards.iter().any(|forward| forward.queue == class.queue && !forward.asynchronous) {
                 plan.patience += class.run;
+            }
+            if class.kind == Kind::Poison {
+                // It is tried at least three times, each of which breaks the connection, and tells nothing where no other
+                // job was taken between; a try waits up to 15 s.
+                plan.patience += 120 * SECOND;
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{Level, debug, info, log, warn};
 use parking_lot::Mutex;
 
 use crate::config::{ForwardConfig, Server};
@@ -157,10 +157,12 @@ impl Teller {
                     self.metrics.recovered(&other.server);
                 }
             }
-            Tell::Switched { destination: index } => {
+            Tell::Switched { destination: index, released } => {
                 self.metrics.set_destination(index);
+                // While none of them can be connected, each is tried in turn.
+                let level = if released { Level::Info } else { Level::Debug };
                 if let Some(address) = destinations.get(index) {
-                    info!("forward {}: trying {address} next", self.name);
+                    log!(level, "forward {}: trying {address} next", self.name);
                 }
             }
             Tell::RejecterLost { cause, held, retry } => {

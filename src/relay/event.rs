@@ -307,6 +307,8 @@ pub enum Tell {
     /// The forward continues with another destination.
     Switched {
         destination: usize,
+        /// Jobs went back, or are tried with there; else none of the destinations can be connected, and each is tried in turn.
+        released: bool,
     },
     RejecterLost {
         cause: Cause,

@@ -52,6 +52,8 @@ pub struct Ledger {
     latest: Option<(u64, u64)>,
     /// A number of the server's process where its process id does not tell; 0 for the first.
     epoch: u64,
+    /// Jobs that went back after they were submitted under an id with an earlier number, and that number.
+    earlier: HashMap<u128, u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +75,7 @@ impl Default for Ledger {
             proven: BTreeMap::new(),
             latest: None,
             epoch: 0,
+            earlier: HashMap::new(),
         }
     }
 }
@@ -89,6 +92,7 @@ impl Ledger {
             self.proven.clear();
             self.latest = None;
             self.epoch = 0;
+            self.earlier.clear();
         } else if process_id.is_none() && !same {
             let given_back = |fate| closed && matches!(fate, Fate::Unconfirmed(..));
             self.entries.retain(|_, entry| !entry.anonymous || given_back(entry.fate));
@@ -134,6 +138,7 @@ impl Ledger {
         self.entries.clear();
         self.order.clear();
         self.epoch = epoch.max(1);
+        self.earlier.clear();
     }
 
     /// The acknowledgement of the job with this number in its handle is proven to have arrived.
@@ -170,6 +175,18 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// A job goes back that was submitted under an id with this number.
+    pub fn note_epoch(&mut self, key: u128, epoch: u64) {
+        if epoch != self.epoch && self.earlier.len() < CAPACITY {
+            self.earlier.insert(key, epoch);
+        }
+    }
+
+    /// The number that must be in the id of a job that has come, where it is not the present one.
+    pub fn claim_epoch(&mut self, key: u128) -> Option<u64> {
+        if self.earlier.is_empty() { None } else { self.earlier.remove(&key) }
     }
 
     /// The number of the server's process that is part of new ids.

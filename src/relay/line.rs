@@ -148,9 +148,10 @@ impl Relay {
                 return;
             }
             self.line_is_down(now, id.submitter, &loss.cause);
-            if self.session.window.held() == 0 && self.session.phase == Phase::Apart {
-                // Nothing may be there twice.
-                self.switch_destination(now);
+            let nothing_there = self.session.window.held() == 0 && self.session.phase == Phase::Apart;
+            if nothing_there && !self.lines.iter().any(Line::is_up) {
+                // Nothing may be there twice. The waits stay: all destinations may be down.
+                self.name_next_destination(false);
             }
         }
     }
@@ -273,6 +274,9 @@ impl Relay {
     /// A job whose source connection is gone is not confirmed: its unique id is used again when it comes back.
     pub(super) fn forget(&mut self, slot: u32) {
         let Some(held) = self.jobs.remove(slot) else { return };
+        if let Some(epoch) = held.epoch {
+            self.ledger.note_epoch(held.job.identity().key, epoch);
+        }
         if held.number != 0 || held.blame.is_any() {
             self.ledger.note(held.job.identity().key, Fate::Unconfirmed(held.number, held.blame));
         }

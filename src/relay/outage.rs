@@ -195,16 +195,23 @@ impl Relay {
         }
     }
 
-    /// The jobs went back: the next destination is tried.
+    /// The jobs went back, or what is tried with is not taken: the next destination is tried at once.
     pub(super) fn switch_destination(&mut self, now: Now) {
-        if self.settings.destinations < 2 {
-            return;
+        if self.name_next_destination(true) {
+            for submitter in 0..self.lines.len() {
+                self.drop_line(submitter, now);
+            }
         }
-        self.outage.destination = (self.outage.destination + 1) % self.settings.destinations;
-        self.tell(Tell::Switched { destination: self.outage.destination });
-        for submitter in 0..self.lines.len() {
-            self.drop_line(submitter, now);
+    }
+
+    /// The next tries to connect are for the next destination, if there is another.
+    pub(super) fn name_next_destination(&mut self, released: bool) -> bool {
+        let others = self.settings.destinations > 1;
+        if others {
+            self.outage.destination = (self.outage.destination + 1) % self.settings.destinations;
+            self.tell(Tell::Switched { destination: self.outage.destination, released });
         }
+        others
     }
 
     /// Jobs that may be asked for and held now: as many as there are submitters for that are well.

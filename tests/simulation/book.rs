@@ -466,7 +466,10 @@ impl World<'_> {
         let telling = self.plan.servers[source].tells && self.servers[source].process_id >= 300;
         let first_opened = connection.opened_at.min(self.connections[last.connection].opened_at);
         let strange = self.forwards[copy.forward].strange_at.is_some_and(|at| at >= first_opened);
-        let other_id = strange || (copy.process != last.process && !telling);
+        // A restart that is proved only after a job went back: nothing tells that job from one of the new process.
+        let proved = self.forwards[copy.forward].proved_at.is_some_and(|at| at >= copy.created)
+            && self.plan.classes[class].unique == Unique::None;
+        let other_id = strange || proved || (copy.process != last.process && !telling);
         if (gone || other_id) && (late || (!copy.confirmed && broke)) {
             return true;
         }

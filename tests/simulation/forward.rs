@@ -114,6 +114,8 @@ pub struct Forward {
     pub broke_at: Option<Micros>,
     /// When a source connection began of which nobody could tell whether it was to the same process as the one before.
     pub strange_at: Option<Micros>,
+    /// When a handle proved that the source had been restarted under the same process id.
+    pub proved_at: Option<Micros>,
     pub given_back: bool,
     pub lines_lost: u32,
 }
@@ -148,6 +150,7 @@ impl Forward {
             opened_at: None,
             broke_at: None,
             strange_at: None,
+            proved_at: None,
             given_back: false,
             lines_lost: 0,
         }
@@ -349,7 +352,10 @@ impl World<'_> {
                 counts.outages += 1;
                 self.forwards[number].lines_lost += 1;
             }
-            Tell::Restarted => counts.proofs += 1,
+            Tell::Restarted => {
+                counts.proofs += 1;
+                self.forwards[number].proved_at = Some(self.clock.now);
+            }
             _ => {}
         }
         if !matches!(tell, Tell::Progress) {

@@ -293,7 +293,7 @@ impl Relay {
     }
 
     fn has_room(&self) -> bool {
-        self.session.phase != Phase::Relaying || self.session.window.has_room(1, self.spare)
+        self.session.phase != Phase::Relaying || self.session.window.has_room(1, self.spare) || self.is_at_a_loss()
     }
 
     fn write(&mut self, submitter: usize) -> Option<Step> {

@@ -214,18 +214,26 @@ impl Relay {
         others
     }
 
+    /// Whether all that is held are jobs that may be at fault for closed connections, which is known only when another one is
+    /// taken between.
+    pub(super) fn is_at_a_loss(&self) -> bool {
+        let held = self.session.window.held();
+        held > 0
+            && self.suspects.len() == held
+            && self.suspects.iter().all(|&slot| self.waits(slot))
+            && self.lines.iter().any(|line| line.is_up())
+    }
+
     /// Jobs that may be asked for and held now: as many as there are submitters for that are well.
     pub(super) fn ceiling(&self) -> usize {
         let held = self.session.window.held();
         if self.stopping.is_some() || self.session.phase != Phase::Relaying || self.rejects.is_full(&self.settings) {
             return 0;
         }
-        let up = self.lines.iter().any(|line| line.is_up());
-        // Whether a job is at fault for closed connections is known only when another one is taken between.
-        let blamed = held > 0 && self.suspects.len() == held && self.suspects.iter().all(|&slot| self.waits(slot));
-        if up && blamed {
+        if self.is_at_a_loss() {
             return held + 1;
         }
+        let up = self.lines.iter().any(|line| line.is_up());
         if self.outage.full.is_some() {
             // Without a job nothing would be tried any more.
             return usize::from(up && held == 0);

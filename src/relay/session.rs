@@ -446,7 +446,9 @@ impl Relay {
     pub(super) fn ask(&mut self, now: Now) {
         if self.session.phase == Phase::Relaying && self.stopping.is_none() {
             let ceiling = self.ceiling();
-            let requests = self.session.window.due(ceiling, self.spare, now);
+            // However large what is held is, it goes nowhere without another one.
+            let needs = self.is_at_a_loss();
+            let requests = self.session.window.due(ceiling, self.spare, needs, now);
             self.session.put(&requests, now);
         }
     }

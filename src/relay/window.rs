@@ -162,8 +162,8 @@ impl Window {
     }
 
     /// What is due now; it counts as requested. `ceiling` is how many jobs there are submitters for, held ones counted in;
-    /// `spare` are the bytes that all forwards together may still hold.
-    pub fn due(&mut self, ceiling: usize, spare: usize, now: Now) -> Requests {
+    /// `spare` are the bytes that all forwards together may still hold; `needs`: one job is asked for whatever they are.
+    pub fn due(&mut self, ceiling: usize, spare: usize, needs: bool, now: Now) -> Requests {
         if self.asleep || now < self.not_before {
             return Requests::default();
         }
@@ -177,7 +177,8 @@ impl Window {
         let taken = self.on_wire + self.held;
         let by_count = ceiling.min(self.size()).saturating_sub(taken).min(self.ask.saturating_sub(self.on_wire));
         let by_bytes = (self.room(spare) / self.average.max(1)).saturating_sub(self.on_wire);
-        let grabs = by_count.min(by_bytes.max(usize::from(taken == 0)));
+        let one = taken == 0 || (needs && self.on_wire == 0);
+        let grabs = by_count.min(by_bytes.max(usize::from(one)));
         if taken == 0 && grabs > 0 {
             self.asked_at = Some(now);
         }
@@ -235,7 +236,7 @@ mod tests {
     const MANY: usize = usize::MAX;
 
     fn due(window: &mut Window) -> Requests {
-        window.due(MANY, SPARE, Duration::from_secs(3600))
+        window.due(MANY, SPARE, false, Duration::from_secs(3600))
     }
 
     fn grabs(window: &mut Window) -> usize {
@@ -263,7 +264,7 @@ mod tests {
     fn asked_for_and_held_are_never_more_than_the_ceiling() {
         let mut window = Window::new(false, usize::MAX);
         for _ in 0..100 {
-            window.due(10, SPARE, Duration::from_secs(3600));
+            window.due(10, SPARE, false, Duration::from_secs(3600));
             assert!(window.on_wire() + window.held() <= 10);
             if window.on_wire() > 0 {
                 window.assigned(1);
@@ -278,13 +279,13 @@ mod tests {
         for (distance, size) in [(0, NEAR_JOBS), (10, NEAR_JOBS + 1500), (200, NEAR_JOBS + 30_000)] {
             let mut window = Window::new(false, usize::MAX);
             let start = Duration::ZERO;
-            window.due(MANY, SPARE, start);
+            window.due(MANY, SPARE, false, start);
             window.assigned(600);
             window.released(1, 600, start + Duration::from_millis(distance));
             let (mut most, mut now) = (0, start);
             for _ in 0..100_000 {
                 now += Duration::from_micros(10);
-                window.due(MANY, SPARE, now);
+                window.due(MANY, SPARE, false, now);
                 most = most.max(window.on_wire() + window.held());
                 window.assigned(600);
                 if window.held() > window.on_wire() {
@@ -367,7 +368,7 @@ mod tests {
     #[test]
     fn others_that_hold_all_there_is_leave_room_for_small_jobs() {
         let mut window = Window::new(false, 8 << 20);
-        window.due(MANY, 0, Duration::ZERO);
+        window.due(MANY, 0, false, Duration::ZERO);
         for _ in 0..300 {
             window.assigned(600);
         }

@@ -6,6 +6,7 @@
 use gearman_proxy::relay::Reply;
 
 use crate::clock::{Micros, SECOND, Timer};
+use crate::counts::Counts;
 use crate::plan::{Kind, Outcome, Plan, REJECTS, Unique};
 use crate::server::{End, Happening};
 use crate::world::World;
@@ -36,6 +37,8 @@ pub struct Account {
     /// Of these: acknowledged, with result or without; failed.
     pub acknowledged: usize,
     pub failed: usize,
+    /// The process that failed the last one.
+    failed_by: Option<usize>,
     pub copies: Vec<Copy>,
     /// Submissions that the destination merged under the source's own unique id.
     pub joined: usize,
@@ -50,57 +53,6 @@ pub struct Account {
     assigned: u64,
     /// When the last acknowledgement came to the source.
     acknowledged_at: Micros,
-}
-
-/// What schedules consist of, added up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub schedules: u64,
-    pub jobs: u64,
-    pub faults: u64,
-    pub cuts: u64,
-    pub kills: u64,
-    pub restarts: u64,
-    pub outages: u64,
-    pub stops: u64,
-    pub given_back: u64,
-    pub delivered: u64,
-    /// Second copies within the exception.
-    pub twice: u64,
-    /// Jobs that a server dropped after `--job-retries` returns, through no fault of the proxy.
-    pub dropped: u64,
-    pub proofs: u64,
-    pub virtual_seconds: u64,
-    pub steps: u64,
-    pub longest_settling: Micros,
-    pub longest_stop: Micros,
-}
-
-impl Counts {
-    pub fn add(&mut self, other: &Counts) {
-        let sums = [
-            (&mut self.schedules, other.schedules),
-            (&mut self.jobs, other.jobs),
-            (&mut self.faults, other.faults),
-            (&mut self.cuts, other.cuts),
-            (&mut self.kills, other.kills),
-            (&mut self.restarts, other.restarts),
-            (&mut self.outages, other.outages),
-            (&mut self.stops, other.stops),
-            (&mut self.given_back, other.given_back),
-            (&mut self.delivered, other.delivered),
-            (&mut self.twice, other.twice),
-            (&mut self.dropped, other.dropped),
-            (&mut self.proofs, other.proofs),
-            (&mut self.virtual_seconds, other.virtual_seconds),
-            (&mut self.steps, other.steps),
-        ];
-        for (sum, more) in sums {
-            *sum += more;
-        }
-        self.longest_settling = self.longest_settling.max(other.longest_settling);
-        self.longest_stop = self.longest_stop.max(other.longest_stop);
-    }
 }
 
 /// A restart of a source.
@@ -150,6 +102,10 @@ impl Book {
         }
     }
 
+    pub fn restarts_of(&self, server: usize) -> usize {
+        self.restarts.iter().filter(|restart| restart.server == server).count()
+    }
+
     pub fn source_restarted(&mut self, server: usize, at: Micros, same: bool, keeps: bool) {
         self.restarts.push(Restart { server, at, same, keeps });
     }
@@ -167,7 +123,7 @@ impl World<'_> {
         let mut copy = None;
         for happening in happened.drain(..) {
             let noted = if self.plan.is_source(server) {
-                self.note_at_source(server, happening);
+                self.note_at_source(server, happening, from);
                 None
             } else {
                 self.note_at_destination(server, happening, from)
@@ -178,7 +134,7 @@ impl World<'_> {
         copy
     }
 
-    fn note_at_source(&mut self, server: usize, happening: Happening) {
+    fn note_at_source(&mut self, server: usize, happening: Happening, from: Option<usize>) {
         match happening {
             Happening::Created { job } => {
                 let job = &self.servers[server].jobs[job];
@@ -209,7 +165,7 @@ impl World<'_> {
             }
             Happening::Ended { job, end } if self.servers[server].jobs[job].queue != REJECTS => {
                 let class = self.servers[server].jobs[job].class;
-                self.note_end(server, class, end);
+                self.note_end(server, class, end, from);
             }
             Happening::Ended { .. } | Happening::Merged { .. } | Happening::Refused | Happening::NotFound => {}
         }
@@ -242,7 +198,7 @@ impl World<'_> {
     }
 
     /// A job has left its source.
-    fn note_end(&mut self, server: usize, class: usize, end: End) {
+    fn note_end(&mut self, server: usize, class: usize, end: End, from: Option<usize>) {
         let now = self.clock.now;
         let is_async = self.plan.forwards.iter().any(|f| f.queue == self.plan.classes[class].queue && f.asynchronous);
         match end {
@@ -259,6 +215,7 @@ impl World<'_> {
             End::CompletedWrongly => self.violate(format!("a job of class {class} is completed with a wrong result")),
             End::Failed | End::Exception => {
                 self.book.accounts[class].failed += 1;
+                self.book.accounts[class].failed_by = from.map(|connection| self.connections[connection].process);
                 self.check_failed(class, end, is_async);
             }
             End::Abandoned | End::LostAtRestart | End::Retries => {}
@@ -298,8 +255,7 @@ impl World<'_> {
         let same = self.book.restarts.iter().filter(|restart| restart.server == server && restart.same);
         same.into_iter().any(|restart| {
             let other_process = self.processes.iter().any(|process| process.ended_at.is_some());
-            let under_way =
-                account.copies.iter().any(|copy| copy.created <= restart.at && restart.at < copy.created + 40 * SECOND);
+            let under_way = account.copies.iter().any(|copy| copy.created.abs_diff(restart.at) < 40 * SECOND);
             other_process || under_way
         })
     }
@@ -307,7 +263,7 @@ impl World<'_> {
     fn check_failed(&mut self, class: usize, end: End, is_async: bool) {
         let plan = &self.plan.classes[class];
         let rejects = self.plan.forwards.iter().any(|f| f.queue == plan.queue && f.reject.is_some());
-        let lost_lines = self.forwards.iter().any(|forward| forward.lines_lost >= 3);
+        let lost_lines = self.book.counts.outages >= 3;
         let times_out = !is_async && self.plan.forwards.iter().any(|forward| forward.timeout.is_some());
         let may = match (plan.kind, plan.outcome, end) {
             // Moved away, a client that waits is told, too.
@@ -461,15 +417,19 @@ impl World<'_> {
         let gone = copy.over || copy.server != last.server;
         let broke = !connection.proxy_open || !connection.server_open || connection.troubled;
         // Bytes of a connection that the proxy gave up may come late, after those of the next one.
-        let late = !self.connections[last.connection].proxy_open;
+        let source = self.forwards[last.forward].source;
+        let has_source = source.is_some_and(|(_, source)| self.connections[source].proxy_open);
+        // So may those of a proxy that has given its jobs back, and another one has them.
+        let other = copy.process != last.process;
+        let late = !self.connections[last.connection].proxy_open || (other && !has_source);
         let source = self.plan.forwards[copy.forward].source;
-        let telling = self.plan.servers[source].tells && self.servers[source].process_id >= 300;
+        let telling = self.servers[source].telling;
         let first_opened = connection.opened_at.min(self.connections[last.connection].opened_at);
         let strange = self.forwards[copy.forward].strange_at.is_some_and(|at| at >= first_opened);
         // A restart that is proved only after a job went back: nothing tells that job from one of the new process.
         let proved = self.forwards[copy.forward].proved_at.is_some_and(|at| at >= copy.created)
             && self.plan.classes[class].unique == Unique::None;
-        let other_id = strange || proved || (copy.process != last.process && !telling);
+        let other_id = strange || proved || (other && !telling);
         if (gone || other_id) && (late || (!copy.confirmed && broke)) {
             return true;
         }
@@ -482,7 +442,7 @@ impl World<'_> {
         if !copy.tellable && !telling {
             return true;
         }
-        if copy.process != last.process {
+        if other {
             // A proof of a restart is forgotten with its process.
             let proved = |restart: &&Restart| restart.server == source && restart.same;
             if self.plan.classes[class].unique == Unique::None
@@ -495,7 +455,9 @@ impl World<'_> {
             let knew = !process.killed && !in_trouble && copy.tellable;
             return !knew && (gone || !telling || self.plan.classes[class].unique != Unique::None);
         }
-        self.forwards[copy.forward].strange_at.is_some_and(|at| at >= copy.created)
+        // A restart that is proved late makes also forgotten what was delivered since.
+        let forward = &self.forwards[copy.forward];
+        forward.strange_at.into_iter().chain(forward.proved_at).any(|at| at >= copy.created)
     }
 
     /// A fault that concerned the source's connections, from a while before `since`.
@@ -527,7 +489,8 @@ impl World<'_> {
         let Some(connection) = job.by.filter(|_| !job.background) else { return };
         let account = &self.book.accounts[job.class];
         let class = job.class;
-        if account.accepted == 1 && account.failed > 0 && self.connections[connection].proxy_open {
+        let by_itself = account.failed_by == Some(self.connections[connection].process);
+        if account.accepted == 1 && by_itself && self.connections[connection].proxy_open {
             self.violate(format!("a job of class {class} is run although it was reported failed"));
         }
     }
@@ -546,9 +509,13 @@ impl World<'_> {
             {
                 let source = self.forwards[self.connections[connection].forward].source;
                 let tellable = source.is_some_and(|(_, source)| self.connections[source].proxy_open);
+                let process = self.connections[connection].process;
                 let copy = &mut self.book.accounts[class].copies[copy];
-                copy.confirmed = true;
-                copy.tellable = tellable;
+                // What another proxy learns of it helps nobody.
+                if copy.process == process {
+                    copy.confirmed = true;
+                    copy.tellable = tellable;
+                }
             }
         }
     }

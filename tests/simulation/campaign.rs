@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use crate::book::Counts;
+use crate::counts::Counts;
 use crate::{draw, shrink};
 
 /// Seeds that a thread takes at a time.

@@ -183,8 +183,6 @@ impl Draw {
             _ => Kind::Good,
         };
         let size = match random.below(20) {
-            // A job that closes connections is told by another one beside it, for which there must be room.
-            _ if kind == Kind::Poison => random.range(0, 60) as usize,
             0 => random.spread(1_000, 60_000) as usize,
             1..=4 => random.spread(100, 2_000) as usize,
             _ => random.range(0, 60) as usize,

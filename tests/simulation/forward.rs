@@ -116,8 +116,13 @@ pub struct Forward {
     pub strange_at: Option<Micros>,
     /// When a handle proved that the source had been restarted under the same process id.
     pub proved_at: Option<Micros>,
+    /// How often that was so.
+    pub proofs: usize,
     pub given_back: bool,
     pub lines_lost: u32,
+    /// Connections that were tried since the forward began, and when that was.
+    pub connects: u64,
+    pub began_at: Micros,
 }
 
 pub fn duration(micros: Micros) -> Duration {
@@ -151,8 +156,11 @@ impl Forward {
             broke_at: None,
             strange_at: None,
             proved_at: None,
+            proofs: 0,
             given_back: false,
             lines_lost: 0,
+            connects: 0,
+            began_at: 0,
         }
     }
 }
@@ -190,7 +198,9 @@ impl World<'_> {
         self.tell(|_| format!("Proxy {proxy} starts."));
         for forward in 0..self.forwards.len() {
             if self.plan.forwards[forward].proxy == proxy {
-                self.forwards[forward] = Forward { process, ..Forward::new(forward) };
+                // The books remember what they knew of its predecessor's sources.
+                let Forward { strange_at, proved_at, .. } = self.forwards[forward];
+                self.forwards[forward] = Forward { process, strange_at, proved_at, ..Forward::new(forward) };
                 self.begin_forward(forward, Legacy::default());
             }
         }
@@ -222,6 +232,7 @@ impl World<'_> {
         forward.source = None;
         forward.stopping = None;
         forward.after = After::Nothing;
+        (forward.connects, forward.began_at) = (0, self.clock.now);
         for pump in 0..pumps {
             self.make_ready(number, pump);
         }
@@ -355,6 +366,13 @@ impl World<'_> {
             Tell::Restarted => {
                 counts.proofs += 1;
                 self.forwards[number].proved_at = Some(self.clock.now);
+                self.forwards[number].proofs += 1;
+                let restarts = self.book.restarts_of(self.plan.forwards[number].source);
+                if self.forwards[number].proofs > restarts {
+                    let text =
+                        format!("forward {number} takes its source for restarted, which was so {restarts} times");
+                    self.book.violations.push(text);
+                }
             }
             _ => {}
         }
@@ -466,7 +484,7 @@ impl World<'_> {
             }
             None => true,
         };
-        let waits = forward.pumps.iter().all(|pump| !pump.queued);
+        let waits = forward.pumps.iter().all(|pump| !pump.queued && !matches!(pump.work, Work::Reject { .. }));
         let idle = waits
             && proven
             && relay.held() == 0

@@ -23,6 +23,21 @@ enum Greeting {
 }
 
 impl World<'_> {
+    /// Nobody is asked for connections all the time.
+    pub fn count_connect(&mut self, number: usize) {
+        let workers = self.plan.forwards[number].workers as u64;
+        let forward = &mut self.forwards[number];
+        forward.connects += 1;
+        let seconds = (self.clock.now - forward.began_at) / SECOND;
+        let (connects, allowed) = (forward.connects, (workers + 1) * (20 + 3 * seconds));
+        if connects > allowed {
+            let text = format!(
+                "forward {number} connects {connects} times in {seconds} s, of which {allowed} can be explained"
+            );
+            self.book.violations.push(text);
+        }
+    }
+
     fn greet(&mut self, server: usize, since: Micros, begun: bool, interrupted: bool) -> Greeting {
         let now = self.clock.now;
         let latency = self.plan.servers[server].line.latency;

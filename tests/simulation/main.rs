@@ -17,6 +17,7 @@
 mod book;
 mod campaign;
 mod clock;
+mod counts;
 mod draw;
 mod forward;
 mod greeting;

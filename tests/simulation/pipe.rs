@@ -80,6 +80,11 @@ impl Pipe {
         self.line.size.saturating_sub(self.bytes.len() - self.start - self.taken)
     }
 
+    /// Whether one that waits for room is told: not for each byte.
+    pub fn has_much_room(&self) -> bool {
+        self.room() >= self.line.size / 4
+    }
+
     /// Sends bytes, whether or not there is room. Returns whether this is where the connection is to be cut.
     pub fn write(&mut self, now: Micros, bytes: &[u8]) -> bool {
         if self.ending.is_some() || self.silent || bytes.is_empty() {
@@ -96,17 +101,23 @@ impl Pipe {
         }
         self.written += bytes.len() as u64;
         self.bytes.extend_from_slice(bytes);
+        self.send(now, bytes.len());
+        cut
+    }
+
+    /// Puts bytes on their way.
+    fn send(&mut self, now: Micros, count: usize) {
         let begin = self.free_at.max(now);
         // What was sent before on a faster line must not be overtaken.
         let earliest = self.pieces.back().map_or(0, |(at, _)| *at);
         if self.line.rate == 0 {
-            if !bytes.is_empty() {
-                self.pieces.push_back(((begin + self.line.latency).max(earliest), bytes.len()));
+            if count > 0 {
+                self.pieces.push_back(((begin + self.line.latency).max(earliest), count));
             }
-            return cut;
+            return;
         }
         let grain = ((self.line.rate * GRAIN / 1_000_000) as usize).max(64);
-        let mut left = bytes.len();
+        let mut left = count;
         self.free_at = begin;
         while left > 0 {
             let piece = left.min(grain);
@@ -114,7 +125,17 @@ impl Pipe {
             self.pieces.push_back(((self.free_at + self.line.latency).max(earliest), piece));
             left -= piece;
         }
-        cut
+    }
+
+    /// From now on the line is this fast, also for what is on its way.
+    pub fn set_rate(&mut self, now: Micros, rate: u64) {
+        self.line.rate = rate;
+        let count = self.pieces.drain(..).map(|(_, count)| count).sum();
+        self.free_at = now;
+        self.send(now, count);
+        if let (Some((at, Ending::Fin)), Some((last, _))) = (&mut self.ending, self.pieces.back()) {
+            *at = (*at).max(*last);
+        }
     }
 
     /// When the next bytes, or the end, arrive.

@@ -80,7 +80,10 @@ impl World<'_> {
         self.forwards[forward].pumps[pump].woken = false;
         self.trace.add(30, step_number(&step));
         let work = match step {
-            Step::ConnectSource { generation } => Work::ConnectSource { generation, since: now, begun: false },
+            Step::ConnectSource { generation } => {
+                self.count_connect(forward);
+                Work::ConnectSource { generation, since: now, begun: false }
+            }
             Step::Read { generation, .. } => Work::Read { generation },
             Step::Stage(batch) => Work::Stage(batch),
             Step::Write(line, chunk) => Work::Write(line, chunk),
@@ -88,7 +91,10 @@ impl World<'_> {
                 self.look_at_requests(forward, generation, &bytes);
                 Work::WriteSource { generation, bytes, written: 0 }
             }
-            Step::Connect { line, destination } => Work::Connect { line, destination, since: now, begun: false },
+            Step::Connect { line, destination } => {
+                self.count_connect(forward);
+                Work::Connect { line, destination, since: now, begun: false }
+            }
             Step::Reject(jobs) => Work::Reject { jobs, taken: None, since: now },
             Step::Count { destination } => Work::Count { destination, since: now },
             Step::Pause(time) => {

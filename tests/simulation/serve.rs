@@ -67,7 +67,7 @@ impl World<'_> {
         }
         self.packet = body;
         if let Some(writer) = self.connections[connection].writer
-            && self.connections[connection].up.room() > 0
+            && self.connections[connection].up.has_much_room()
         {
             let forward = self.connections[connection].forward;
             self.make_ready(forward, writer);
@@ -315,10 +315,14 @@ impl World<'_> {
     fn set_rate(&mut self, server: usize, rate: Option<u64>) {
         self.rates[server] = rate;
         let rate = rate.unwrap_or(self.plan.servers[server].line.rate);
-        for connection in &mut self.connections {
-            if connection.server == server {
-                connection.up.line.rate = rate;
-                connection.down.line.rate = rate;
+        let now = self.clock.now;
+        for connection in 0..self.connections.len() {
+            if self.connections[connection].server == server {
+                for up in [true, false] {
+                    self.pipe(connection, up).set_rate(now, rate);
+                    self.pipe(connection, up).timed = false;
+                    self.time_pipe(connection, up);
+                }
             }
         }
     }

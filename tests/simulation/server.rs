@@ -132,6 +132,8 @@ pub struct Server {
     pub up: bool,
     pub hung: bool,
     pub process_id: u32,
+    /// It always told a process id by which it is known from the one before.
+    pub telling: bool,
     /// Counts its restarts.
     pub incarnation: u32,
     pub retries: Option<u32>,
@@ -151,11 +153,15 @@ pub struct Server {
     pub outgoing: Vec<u8>,
 }
 
+/// Process ids from here on tell a server from the one before its restart.
+const TELLING: u32 = 300;
+
 const LONGEST_UNIQUE: usize = 64;
 
 impl Server {
-    pub fn new(process_id: u32, retries: Option<u32>) -> Server {
+    pub fn new(process_id: u32, tells: bool, retries: Option<u32>) -> Server {
         Server {
+            telling: tells && process_id >= TELLING,
             up: true,
             hung: false,
             process_id,
@@ -238,6 +244,7 @@ impl Server {
     pub fn restart(&mut self, keeps: bool, process_id: u32, now: Micros) {
         self.incarnation += 1;
         self.process_id = process_id;
+        self.telling &= process_id >= TELLING;
         self.peers.clear();
         self.handles.clear();
         self.busy = 0;

@@ -97,7 +97,7 @@ pub struct World<'a> {
 pub struct Report {
     pub hash: u64,
     pub violations: Vec<String>,
-    pub counts: crate::book::Counts,
+    pub counts: crate::counts::Counts,
     /// Of each class, how many were created at destinations.
     pub copies: Vec<usize>,
     pub story: Vec<String>,
@@ -134,7 +134,11 @@ impl<'a> World<'a> {
             turns: Random::part(plan.seed, 1),
             chance: Random::part(plan.seed, 2),
             trace: Trace::new(plan.seed),
-            servers: plan.servers.iter().map(|server| Server::new(server.process_id, server.retries)).collect(),
+            servers: plan
+                .servers
+                .iter()
+                .map(|server| Server::new(server.process_id, server.tells, server.retries))
+                .collect(),
             connections: Vec::new(),
             processes: Vec::new(),
             forwards: Vec::new(),

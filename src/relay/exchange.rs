@@ -54,6 +54,10 @@ impl Relay {
         }
         if matches!(kind, kind::WORK_COMPLETE | kind::WORK_FAIL | kind::WORK_EXCEPTION) {
             line.exchange = None;
+            if let Some(full) = &mut self.outage.full {
+                // While it ran the destination was no outage: what waits for room has its time from now on.
+                full.since = now;
+            }
             if let Some(held) = self.jobs.remove(slot) {
                 self.delivered(now, &held);
                 self.release(now, held);

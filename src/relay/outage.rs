@@ -32,7 +32,7 @@ impl Backoff {
 /// The destination's queue takes no more jobs.
 #[derive(Debug)]
 pub struct Full {
-    /// Since the first refusal.
+    /// Since the first refusal, or the last end of a synchronous job.
     pub since: Now,
     /// When one job is tried again.
     pub next_try: Now,

@@ -383,7 +383,7 @@ impl Relay {
                 continue;
             }
             let line = &self.lines[submitter];
-            let pending = line.is_up() && !line.outbox.is_empty() && !line.outbox.is_taken();
+            let pending = line.is_up() && line.outbox.is_ready();
             let asks = submitter == 0 && self.question_is_due(now);
             if ended || pending || asks || std::mem::take(&mut writer) || self.may_connect(submitter, now) {
                 self.wake(Pump::Submitter(submitter));

@@ -142,7 +142,7 @@ impl Outbox {
 
     /// The next chunk, and with it the right to write, unless a thread has it.
     pub fn take(&mut self) -> Option<Chunk> {
-        if self.writing || self.stopped {
+        if !self.is_ready() {
             return None;
         }
         let chunk = self.chunks.pop_front()?;
@@ -156,6 +156,11 @@ impl Outbox {
         if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
             self.chunks.push_front(rest);
         }
+    }
+
+    /// Whether there is something to write that a thread may take.
+    pub fn is_ready(&self) -> bool {
+        !self.chunks.is_empty() && !self.writing && !self.stopped
     }
 
     pub fn is_empty(&self) -> bool {
@@ -245,7 +250,7 @@ mod tests {
         outbox.push(Chunk::of(b"second".to_vec()));
         assert_eq!((outbox.len(), outbox.is_empty()), (11, false));
         let mut first = outbox.take().unwrap();
-        assert!(outbox.is_taken() && outbox.take().is_none(), "somebody writes");
+        assert!(outbox.is_taken() && !outbox.is_ready() && outbox.take().is_none(), "somebody writes");
         first.advance(2);
         outbox.written(Some(first));
         assert_eq!((outbox.len(), outbox.is_taken()), (9, false));
@@ -255,8 +260,10 @@ mod tests {
         outbox.written(Some(first));
         assert_eq!(outbox.take().map(|chunk| unwritten(&chunk)), Some(b"second".to_vec()));
         outbox.written(None);
+        assert!(!outbox.is_ready(), "nothing is left");
         outbox.push(Chunk::of(b"third".to_vec()));
+        assert!(outbox.is_ready());
         outbox.stop();
-        assert!(outbox.take().is_none() && !outbox.is_empty(), "writing has failed");
+        assert!(!outbox.is_ready() && outbox.take().is_none() && !outbox.is_empty(), "writing has failed");
     }
 }

@@ -167,6 +167,9 @@ impl Relay {
         }
         line.state = LineState::Down { next_try: now + retry };
         line.trouble_since.get_or_insert(now);
+        if self.has_ended() {
+            return;
+        }
         let alone = self.lines.iter().any(Line::is_well);
         if !alone {
             self.outage.since.get_or_insert(now);

@@ -295,8 +295,9 @@ impl Relay {
     pub(super) fn settle(&mut self, now: Now) {
         match self.session.phase {
             Phase::Settling { until } => {
+                let late = self.stop_moments().is_some_and(|(_, end)| end <= now);
                 let owed = self.lines.iter().any(|line| !line.flight.is_empty() || line.exchange.is_some())
-                    || !self.rejects.in_hand_is_empty();
+                    || !self.rejects.in_hand_is_empty() && !late;
                 if owed && now < until {
                     return;
                 }
@@ -486,7 +487,8 @@ impl Relay {
     /// When a stop leaves the source, and when it ends, whatever is left.
     fn stop_moments(&self) -> Option<(Now, Now)> {
         let Timing { stop, idle_stop, farewell, .. } = self.settings.timing;
-        let clean = self.session.is_clean() && self.rejects.is_empty();
+        // Rejects in hand whose source is gone were given back.
+        let clean = self.session.is_clean() && (self.rejects.is_empty() || !self.session.is_on());
         let (leave, end) = if clean { (idle_stop / 2, idle_stop) } else { (stop.saturating_sub(farewell), stop) };
         self.stopping.map(|stopped| (stopped + leave, stopped + end))
     }

@@ -484,7 +484,9 @@ impl World<'_> {
             }
             None => true,
         };
-        let waits = forward.pumps.iter().all(|pump| !pump.queued && !matches!(pump.work, Work::Reject { .. }));
+        let apart = forward.source.is_none();
+        let waits =
+            forward.pumps.iter().all(|pump| !pump.queued && (apart || !matches!(pump.work, Work::Reject { .. })));
         let idle = waits
             && proven
             && relay.held() == 0

@@ -5,7 +5,7 @@
 //! measured to, pipes (pipe.rs) that have latency, rate and size and break at any byte, and pumps (pump.rs, forward.rs)
 //! around real `Relay`s, each of whose steps is a decision of the seed. The **books** (book.rs) know every job and judge:
 //! nothing lost, nothing twice but for the promise's exception, order, bounds, no job failed that was not at fault, everything
-//! delivered in time, stops in time.
+//! delivered in time, stops in time. A real gearmand, packet by packet, judges the model (differential.rs).
 //!
 //! The same seed gives the same run, event by event: its trace is hashed, and a test compares. A seed that fails is shrunk
 //! (shrink.rs) to the shortest plan that still fails, and told as a story. Schedules that were trouble once stand by name in
@@ -18,6 +18,7 @@ mod book;
 mod campaign;
 mod clock;
 mod counts;
+mod differential;
 mod draw;
 mod forward;
 mod greeting;
@@ -31,6 +32,9 @@ mod server;
 mod shrink;
 mod wire;
 mod world;
+
+#[path = "../support/mod.rs"]
+mod support;
 
 /// A number from the environment.
 fn variable(name: &str) -> Option<u64> {

@@ -382,11 +382,14 @@ impl Server {
             return Err(b"ARGUMENT_TOO_LARGE");
         }
         let stored = &unique[..unique.len().min(LONGEST_UNIQUE - 1)];
+        let overhang = unique.len() == LONGEST_UNIQUE;
         let same = |job: &&usize| {
             let job = &self.jobs[**job];
-            job.unique == stored && (stored != b"-" || *job.data == *data)
+            job.unique == stored && !job.overhang && (stored != b"-" || *job.data == *data)
         };
+        // One of 64 bytes is compared with the 63 that were stored, and never found again.
         if !stored.is_empty()
+            && !overhang
             && let Some(&first) = self.functions[queue].live.iter().rev().find(same)
         {
             self.jobs[first].clients.extend(client);
@@ -404,7 +407,7 @@ impl Server {
             class,
             handle: self.handles.len() as u32,
             unique: stored.to_vec(),
-            overhang: unique.len() == LONGEST_UNIQUE,
+            overhang,
             data: data.into(),
             background: client.is_none(),
             priority,

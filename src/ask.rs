@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::config::Address;
 use crate::gearman::admin;
 use crate::gearman::connection::{Connection, ConnectionError, End, Limits, error_code};
-use crate::gearman::packet::{MAX_UNIQUE_SIZE, ProtocolError, kind, put_request};
+use crate::gearman::packet::{MAX_UNIQUE_SIZE, Packet, ProtocolError, kind, put_request, request};
 use crate::latch::Latch;
 
 const LIMITS: Limits = Limits { connect: Duration::from_secs(5), answer: Duration::from_secs(5) };
@@ -48,9 +48,11 @@ pub fn top(address: &Address, once: bool, out: &mut impl Write) -> io::Result<u8
         // Rates take two questions.
         let (columns, _) = size();
         let payload = format!("table {columns}x500");
-        let first = asked(address, &payload);
-        thread::sleep(if first.0 < UNKNOWN { REFRESH } else { Duration::ZERO });
-        let (code, text) = if first.0 < UNKNOWN { asked(address, &payload) } else { first };
+        let (mut code, mut text) = asked(address, &payload);
+        if code < UNKNOWN {
+            thread::sleep(REFRESH);
+            (code, text) = asked(address, &payload);
+        }
         writeln!(out, "{text}")?;
         return Ok(code);
     }
@@ -97,11 +99,8 @@ fn asked(address: &Address, payload: &str) -> (u8, String) {
 
 /// What came from outside, without what a terminal obeys or eyes are misled by.
 fn plain(text: &str) -> String {
-    let shown = |character: char| match character {
-        '\n' | ' '..='~' => character,
-        _ if character.is_alphanumeric() => character,
-        _ => '?',
-    };
+    let fit = |character: char| matches!(character, '\n' | ' '..='~') || character.is_alphanumeric();
+    let shown = |character| if fit(character) { character } else { '?' };
     text.chars().map(shown).collect()
 }
 
@@ -111,21 +110,27 @@ fn question(address: &Address, payload: &str) -> Result<String, ConnectionError>
     let mut connection = Connection::open(&address.server, "gearman-proxy-ask", &LIMITS, &Latch::default())?;
     // Not merged with anyone else's question, whose answer may have another size.
     let unique = format!("gearman-proxy-ask-{}", std::process::id());
-    let mut request = Vec::new();
     let arguments = [address.queue.as_bytes(), unique.as_bytes(), payload.as_bytes()];
-    put_request(&mut request, kind::SUBMIT_JOB_HIGH, &arguments);
-    connection.send(&request, LIMITS.answer)?;
+    connection.send(&request(kind::SUBMIT_JOB_HIGH, &arguments), LIMITS.answer)?;
     loop {
-        let packet = connection.next(deadline, MAX_ANSWER)?.ok_or(ConnectionError::NoAnswer(PATIENCE))?;
+        let packet = reply(&mut connection, deadline, MAX_ANSWER)?;
         match packet.kind {
             kind::WORK_COMPLETE => {
                 let ([_handle], answer) = packet.arguments()?;
                 return Ok(String::from_utf8_lossy(answer).into_owned());
             }
             kind::WORK_FAIL => return Err(ConnectionError::Refused(String::from("WORK_FAIL"))),
-            kind::ERROR => return Err(ConnectionError::Refused(error_code(packet.body))),
             _ => {}
         }
+    }
+}
+
+/// The next packet; one with data may hold `data` bytes. An ERROR is a refusal.
+fn reply(connection: &mut Connection, deadline: Instant, data: usize) -> Result<Packet<'_>, ConnectionError> {
+    let packet = connection.next(deadline, data)?.ok_or(ConnectionError::NoAnswer(PATIENCE))?;
+    match packet.kind {
+        kind::ERROR => Err(ConnectionError::Refused(error_code(packet.body))),
+        _ => Ok(packet),
     }
 }
 
@@ -139,7 +144,10 @@ pub fn replay(from: &Address, to: &Address, out: &mut impl Write) -> io::Result<
     let ended = moving(from, to, &mut moved);
     writeln!(out, "{moved} jobs moved from {from} to {to}")?;
     if let Err((server, error)) = &ended {
-        eprintln!("gearman-proxy: {server}: {error} ({}); the other jobs are still in {from}", error.advice());
+        let advice = error.advice();
+        let told = format!("gearman-proxy: {server}: {error} ({advice}); the other jobs are still in {from}\n");
+        // If it can't be written, nothing more can be done.
+        let _ = io::stderr().write_all(told.as_bytes());
     }
     Ok(u8::from(ended.is_err()))
 }
@@ -151,33 +159,29 @@ fn moving<'a>(from: &'a Address, to: &'a Address, moved: &mut u64) -> Result<(),
     let mut destination = open(to).map_err(at_destination)?;
     let waiting = admin::queue(from, &LIMITS, &stop).map_err(at_source)?.waiting();
     let mut source = open(from).map_err(at_source)?;
-    let mut request = Vec::new();
-    put_request(&mut request, kind::CAN_DO, &[from.queue.as_bytes()]);
+    let mut written = request(kind::CAN_DO, &[from.queue.as_bytes()]);
     while *moved < waiting {
-        put_request(&mut request, kind::GRAB_JOB_UNIQ, &[]);
-        let Some(Taken { handle, submission }) = taken(&mut source, &request, to).map_err(at_source)? else {
+        put_request(&mut written, kind::GRAB_JOB_UNIQ, &[]);
+        let Some((handle, submission)) = taken(&mut source, &written, to).map_err(at_source)? else {
             return Ok(());
         };
         submitted(&mut destination, &submission).map_err(at_destination)?;
-        request.clear();
-        put_request(&mut request, kind::WORK_COMPLETE, &[&handle, b""]);
+        written = request(kind::WORK_COMPLETE, &[&handle, b""]);
         *moved += 1;
     }
     // Without an answer behind it, the last acknowledgement may not have arrived.
-    source.ask(&request, End::Echo, LIMITS.answer, |_| ()).map_err(at_source)
+    source.ask(&written, End::Echo, LIMITS.answer, |_| ()).map_err(at_source)
 }
 
-/// A job that is to be moved, as a request for the other server.
-struct Taken {
-    handle: Vec<u8>,
-    submission: Vec<u8>,
-}
+/// A job's handle, and the job as a request for the other server.
+type Taken = (Vec<u8>, Vec<u8>);
 
 /// Sends what ends with a GRAB_JOB_UNIQ; the job that comes, if there is one.
-fn taken(source: &mut Connection, request: &[u8], to: &Address) -> Result<Option<Taken>, ConnectionError> {
-    source.send(request, PATIENCE)?;
+fn taken(source: &mut Connection, requests: &[u8], to: &Address) -> Result<Option<Taken>, ConnectionError> {
+    source.send(requests, PATIENCE)?;
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        let packet = source.next(Instant::now() + PATIENCE, MAX_JOB)?.ok_or(ConnectionError::NoAnswer(PATIENCE))?;
+        let packet = reply(source, deadline, MAX_JOB)?;
         match packet.kind {
             kind::JOB_ASSIGN_UNIQ => {
                 let ([handle, _queue, unique], mut data) = packet.arguments()?;
@@ -185,13 +189,11 @@ fn taken(source: &mut Connection, request: &[u8], to: &Address) -> Result<Option
                 if unique.len() == MAX_UNIQUE_SIZE {
                     data = data.strip_prefix(b"\0").unwrap_or(data);
                 }
-                let mut submission = Vec::new();
-                put_request(&mut submission, kind::SUBMIT_JOB_BG, &[to.queue.as_bytes(), unique, data]);
-                return Ok(Some(Taken { handle: handle.to_vec(), submission }));
+                let submission = request(kind::SUBMIT_JOB_BG, &[to.queue.as_bytes(), unique, data]);
+                return Ok(Some((handle.to_vec(), submission)));
             }
             kind::NO_JOB => return Ok(None),
             kind::NOOP => {}
-            kind::ERROR => return Err(ConnectionError::Refused(error_code(packet.body))),
             other => return Err(ProtocolError::Unexpected(other).into()),
         }
     }
@@ -199,10 +201,8 @@ fn taken(source: &mut Connection, request: &[u8], to: &Address) -> Result<Option
 
 fn submitted(destination: &mut Connection, submission: &[u8]) -> Result<(), ConnectionError> {
     destination.send(submission, PATIENCE)?;
-    let packet = destination.next(Instant::now() + PATIENCE, 0)?.ok_or(ConnectionError::NoAnswer(PATIENCE))?;
-    match packet.kind {
+    match reply(destination, Instant::now() + PATIENCE, 0)?.kind {
         kind::JOB_CREATED => Ok(()),
-        kind::ERROR => Err(ConnectionError::Refused(error_code(packet.body))),
         other => Err(ProtocolError::Unexpected(other).into()),
     }
 }

@@ -484,6 +484,14 @@ fn a_replay_moves_what_waits_once_and_ends() {
     assert_eq!(source.status("rejected").total, 50);
 }
 
+#[test]
+fn a_replay_that_fails_says_so_in_its_exit_status_though_its_error_cannot_be_written() {
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let replay = ["--replay", "127.0.0.1:1/rejected=127.0.0.1:1/work"];
+    let ended = std::process::Command::new(program()).args(replay).stderr(full).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+}
+
 /// `--replay` asks for the queue's length first.
 #[test]
 fn a_server_that_answers_status_with_16_mib_costs_no_memory() {

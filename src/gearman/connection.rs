@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 pub use super::packet::error_code;
 use super::packet::{
     HEADER_SIZE, Incoming, MAX_SMALL_PACKET, MAXQUEUE, Packet, Parsed, ProtocolError, QUEUE_FULL, kind, parse,
-    put_request,
+    put_request, request,
 };
 use crate::config::Server;
 use crate::latch::Latch;
@@ -230,7 +230,7 @@ impl Connection {
             address.set_port(server.port);
             let greeted = |mut connection: Connection| {
                 if let Some(client_id) = client_id {
-                    let greeting = request(kind::SET_CLIENT_ID, client_id);
+                    let greeting = request(kind::SET_CLIENT_ID, &[client_id.as_bytes()]);
                     connection.ask(&greeting, End::Echo, limits.answer, |_| ())?;
                 }
                 Ok(connection)
@@ -395,7 +395,7 @@ impl Connection {
     /// # Errors
     /// The connection broke, or there was no answer within `limit`.
     pub fn set_option(&mut self, option: &str, limit: Duration) -> Result<(), ConnectionError> {
-        self.ask(&request(kind::OPTION_REQ, option), End::Echo, limit, |_| ())
+        self.ask(&request(kind::OPTION_REQ, &[option.as_bytes()]), End::Echo, limit, |_| ())
     }
 }
 
@@ -448,12 +448,6 @@ fn look_up(host: &str) -> io::Result<Lookup> {
     })?;
     lookups.insert(host.to_owned(), Arc::clone(&lookup));
     Ok(lookup)
-}
-
-fn request(kind: u32, argument: &str) -> Vec<u8> {
-    let mut request = Vec::new();
-    put_request(&mut request, kind, &[argument.as_bytes()]);
-    request
 }
 
 /// Connects without a wait that a stop could not interrupt.

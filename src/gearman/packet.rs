@@ -108,6 +108,13 @@ pub fn put_request(out: &mut Vec<u8>, kind: u32, arguments: &[&[u8]]) {
     }
 }
 
+/// A request with its arguments.
+pub fn request(kind: u32, arguments: &[&[u8]]) -> Vec<u8> {
+    let mut request = Vec::new();
+    put_request(&mut request, kind, arguments);
+    request
+}
+
 /// One packet from a job server, borrowed from the buffer it was read into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet<'a> {

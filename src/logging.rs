@@ -16,15 +16,17 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::panic;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use simplelog::{ConfigBuilder, ThreadLogMode, WriteLogger};
 
 use crate::config::LogTarget;
+use crate::latch::Latch;
 
 /// What comes from outside is logged up to this length, bytes.
 const MAX_ESCAPED: usize = 200;
@@ -32,7 +34,7 @@ const MAX_ESCAPED: usize = 200;
 /// Room for lines that wait to be written, bytes.
 const QUEUE_SIZE: usize = 1 << 20;
 
-/// How long [`Handle::flush`] waits at most, and after how long the log's file is tried again while lines are lost.
+/// How long a flush waits at most, and after how long the log's file is tried again while lines are lost.
 const SECOND: Duration = Duration::from_secs(1);
 
 /// With nothing to do, the thread waits this long at a time. The length does not matter.
@@ -40,21 +42,6 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// O_NONBLOCK of open(2): the opening of a FIFO returns at once. The same on x86_64, aarch64 and all newer architectures.
 const O_NONBLOCK: i32 = 0o4000;
-
-/// Why there is no log.
-#[derive(Debug)]
-pub struct LogError {
-    target: LogTarget,
-    error: io::Error,
-}
-
-impl fmt::Display for LogError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} can't be opened: {}", name(&self.target), self.error)
-    }
-}
-
-impl std::error::Error for LogError {}
 
 fn name(target: &LogTarget) -> String {
     match target {
@@ -67,16 +54,31 @@ fn name(target: &LogTarget) -> String {
 /// What can be changed about the log while the process runs.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    current: Arc<Mutex<Current>>,
+    current: Arc<Mutex<Open>>,
 }
 
-/// Where lines go now.
+/// A log that is open: what is known of it, and its thread.
+#[derive(Debug, Clone)]
+struct Open {
+    place: Arc<Place>,
+    thread: Sender<Message>,
+}
+
 #[derive(Debug)]
-struct Current {
+struct Place {
     target: LogTarget,
     journal: bool,
-    queue: Arc<Queue>,
+    /// Bytes of lines that wait for the thread.
+    waiting: AtomicUsize,
     losses: Arc<Losses>,
+}
+
+/// What a log's thread is sent.
+#[derive(Debug)]
+enum Message {
+    Line(Vec<u8>),
+    /// All lines before this are written.
+    Flush(Latch),
 }
 
 /// Lines that could not be written. Shared by all places of one log, so a reopened log file continues the count.
@@ -89,36 +91,15 @@ struct Losses {
 }
 
 impl Handle {
-    /// Opens the log file again: after logrotate has moved it, lines go to the new one.
-    ///
-    /// # Errors
-    /// It can't be opened; lines still go to the old one.
-    pub fn reopen(&self) -> Result<(), LogError> {
-        let target = self.current.lock().target.clone();
-        self.set_target(&target)
-    }
-
-    /// Sends the log to another place. A file is opened again even if it is the same. Lines that are queued for the old place
+    /// Sends the log to another place. A file is opened again even if it is the same: logrotate may have moved it. Lines that are queued for the old place
     /// are still written there, by the old place's thread; if that is stuck, it is left alone.
     ///
     /// # Errors
     /// It can't be opened; lines still go to the old one.
-    pub fn set_target(&self, target: &LogTarget) -> Result<(), LogError> {
-        let losses = Arc::clone(&self.current.lock().losses);
-        let new = Current::open(target, &losses)?;
-        mem::replace(&mut *self.current.lock(), new).queue.close();
+    pub fn set_target(&self, target: &LogTarget) -> io::Result<()> {
+        let losses = Arc::clone(&self.current.lock().place.losses);
+        *self.current.lock() = Open::at(target, losses)?;
         Ok(())
-    }
-
-    /// Lines above `level` are no longer written.
-    pub fn set_level(&self, level: LevelFilter) {
-        log::set_max_level(level);
-    }
-
-    /// Waits until all lines are written, for a second at most.
-    pub fn flush(&self) {
-        let queue = Arc::clone(&self.current.lock().queue);
-        queue.flush(SECOND);
     }
 }
 
@@ -126,10 +107,9 @@ impl Handle {
 ///
 /// # Errors
 /// The target can't be opened.
-pub fn init(target: &LogTarget, level: LevelFilter) -> Result<Handle, LogError> {
-    let handle = Handle { current: Arc::new(Mutex::new(Current::open(target, &Arc::default())?)) };
-    log::set_boxed_logger(Box::new(Logger(handle.clone())))
-        .map_err(|error| LogError { target: target.clone(), error: io::Error::other(error) })?;
+pub fn init(target: &LogTarget, level: LevelFilter) -> io::Result<Handle> {
+    let handle = Handle { current: Arc::new(Mutex::new(Open::at(target, Arc::default())?)) };
+    log::set_boxed_logger(Box::new(handle.clone())).map_err(io::Error::other)?;
     log::set_max_level(level);
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
@@ -197,67 +177,34 @@ impl Limiter {
     }
 }
 
-/// Lines that wait for one place's thread.
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    lines: Vec<u8>,
-    dropped: u64,
-    writing: bool,
-    closed: bool,
-}
-
-impl Queue {
-    fn push(&self, line: &[u8]) {
-        let mut waiting = self.waiting.lock();
-        if waiting.lines.len() + line.len() > QUEUE_SIZE {
-            waiting.dropped += 1;
-        } else {
-            waiting.lines.extend_from_slice(line);
-            self.changed.notify_all();
-        }
-    }
-
-    fn close(&self) {
-        self.waiting.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    /// What waits, and how many lines were dropped behind it: nothing if none came in time. None when the queue is closed
-    /// and empty.
-    fn take(&self, patience: Duration) -> Option<(Vec<u8>, u64)> {
-        let mut waiting = self.waiting.lock();
-        waiting.writing = false;
-        self.changed.notify_all();
-        let nothing = |waiting: &Waiting| waiting.lines.is_empty() && waiting.dropped == 0;
-        self.changed.wait_while_for(&mut waiting, |waiting| nothing(waiting) && !waiting.closed, patience);
-        let ended = nothing(&waiting) && waiting.closed;
-        waiting.writing = !ended;
-        (!ended).then(|| (mem::take(&mut waiting.lines), mem::take(&mut waiting.dropped)))
-    }
-
-    fn flush(&self, patience: Duration) {
-        let busy = |waiting: &mut Waiting| !waiting.lines.is_empty() || waiting.writing;
-        self.changed.wait_while_for(&mut self.waiting.lock(), busy, patience);
-    }
-}
-
-impl Current {
-    fn open(target: &LogTarget, losses: &Arc<Losses>) -> Result<Current, LogError> {
-        let failed = |error| LogError { target: target.clone(), error };
+impl Open {
+    fn at(target: &LogTarget, losses: Arc<Losses>) -> io::Result<Open> {
+        let failed =
+            |error: io::Error| io::Error::new(error.kind(), format!("{} can't be opened: {error}", name(target)));
         let file = open(target).map_err(failed)?;
         let journal = *target == LogTarget::Stderr
             && std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(&file, &stream));
-        let queue = Arc::new(Queue::default());
-        let output = Output { target: target.clone(), file, journal, torn: false, losses: Arc::clone(losses) };
-        let lines = Arc::clone(&queue);
-        thread::Builder::new().name(String::from("log")).spawn(move || output.run(&lines)).map_err(failed)?;
-        Ok(Current { target: target.clone(), journal, queue, losses: Arc::clone(losses) })
+        let place = Place { target: target.clone(), journal, waiting: AtomicUsize::new(0), losses };
+        Open::start(Output { place: Arc::new(place), file, torn: false }).map_err(failed)
+    }
+
+    fn start(output: Output) -> io::Result<Open> {
+        let (thread, messages) = unbounded();
+        let place = Arc::clone(&output.place);
+        thread::Builder::new().name(String::from("log")).spawn(move || output.run(&messages))?;
+        Ok(Open { place, thread })
+    }
+
+    /// Lines that there is no room for are lost.
+    fn push(&self, line: Vec<u8>) {
+        let Place { waiting, losses, .. } = &*self.place;
+        // Threads that do this at the same time may pass the limit by a line each.
+        if waiting.load(Relaxed) + line.len() > QUEUE_SIZE {
+            losses.lines.fetch_add(1, Relaxed);
+        } else {
+            waiting.fetch_add(line.len(), Relaxed);
+            let _ = self.thread.send(Message::Line(line));
+        }
     }
 }
 
@@ -299,34 +246,39 @@ fn is_stream(file: &File, stream: &str) -> bool {
 
 /// The open end of the log, which its thread owns.
 struct Output {
-    target: LogTarget,
+    place: Arc<Place>,
     file: File,
-    journal: bool,
     /// The last line that was written may not be whole.
     torn: bool,
-    losses: Arc<Losses>,
 }
 
 impl Output {
-    fn run(mut self, queue: &Queue) {
-        let losses = Arc::clone(&self.losses);
-        let lost = |lines| losses.lines.fetch_add(lines, Relaxed);
-        while let Some((lines, dropped)) = queue.take(if lost(0) > 0 { SECOND } else { DAY }) {
-            let mut result = self.recreate_if_removed();
-            for line in lines.split_inclusive(|&byte| byte == b'\n') {
-                result = result.and_then(|()| self.report()).and_then(|()| self.write(line));
-                lost(u64::from(result.is_err()));
+    /// Ends when there is nothing left to write and the log has another place.
+    fn run(mut self, messages: &Receiver<Message>) {
+        loop {
+            let patience = if self.place.losses.lines.load(Relaxed) > 0 { SECOND } else { DAY };
+            let message = match messages.recv_timeout(patience) {
+                Err(RecvTimeoutError::Disconnected) => return,
+                message => message.ok(),
+            };
+            let mut result = self.recreate_if_removed().and_then(|()| self.report());
+            if let Some(Message::Line(line)) = &message {
+                self.place.waiting.fetch_sub(line.len(), Relaxed);
+                result = result.and_then(|()| self.write(line));
+                self.place.losses.lines.fetch_add(u64::from(result.is_err()), Relaxed);
             }
-            lost(dropped);
-            if let Err(error) = result.and_then(|()| self.report()) {
+            if let Err(error) = result {
                 self.complain(&error);
+            }
+            if let Some(Message::Flush(written)) = message {
+                written.set();
             }
         }
     }
 
     /// An open file that was removed still accepts lines, but they are lost.
     fn recreate_if_removed(&mut self) -> io::Result<()> {
-        if let LogTarget::File(path) = &self.target
+        if let LogTarget::File(path) = &self.place.target
             && self.file.metadata()?.nlink() == 0
         {
             self.file = open_file(path)?;
@@ -337,13 +289,13 @@ impl Output {
 
     /// Says how many lines were lost, if any were.
     fn report(&mut self) -> io::Result<()> {
-        let lost = self.losses.lines.swap(0, Relaxed);
+        let lost = self.place.losses.lines.swap(0, Relaxed);
         if lost > 0 {
             let lines = if lost == 1 { "line was" } else { "lines were" };
             let message = format!("{lost} log {lines} lost: the log was full or too slow");
-            self.write(&format_line(self.journal, Level::Warn, &message))
-                .inspect_err(|_| _ = self.losses.lines.fetch_add(lost, Relaxed))?;
-            self.losses.told.store(false, Relaxed);
+            self.write(&format_line(self.place.journal, Level::Warn, &message))
+                .inspect_err(|_| _ = self.place.losses.lines.fetch_add(lost, Relaxed))?;
+            self.place.losses.told.store(false, Relaxed);
         }
         Ok(())
     }
@@ -358,38 +310,35 @@ impl Output {
 
     /// Says once on standard error why lines are lost.
     fn complain(&mut self, error: &io::Error) {
-        if !self.losses.told.swap(true, Relaxed)
+        if !self.place.losses.told.swap(true, Relaxed)
             && let Ok(mut stderr) = open(&LogTarget::Stderr)
         {
-            let name = name(&self.target);
+            let name = name(&self.place.target);
             let text = format!("gearman-proxy: {name} can't be written: {error}; lines are lost until it can\n");
             let _ = stderr.write_all(text.as_bytes());
         }
     }
 }
 
-struct Logger(Handle);
-
-impl Log for Logger {
+impl Log for Handle {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
+        if self.enabled(record.metadata()) {
+            // Formatted before any lock is taken: a panic in a Display must find the log usable.
+            let message = record.args().to_string();
+            let current = self.current.lock().clone();
+            current.push(format_line(current.place.journal, record.level(), &message));
         }
-        // Formatted before any lock is taken: a panic in a Display must find the log usable.
-        let message = record.args().to_string();
-        let (journal, queue) = {
-            let current = self.0.current.lock();
-            (current.journal, Arc::clone(&current.queue))
-        };
-        queue.push(&format_line(journal, record.level(), &message));
     }
 
+    /// Waits until all lines are written, for a second at most.
     fn flush(&self) {
-        self.0.flush();
+        let written = Latch::default();
+        let _ = self.current.lock().thread.send(Message::Flush(written.clone()));
+        written.wait(SECOND);
     }
 }
 
@@ -413,18 +362,18 @@ fn format_line(journal: bool, level: Level, message: &str) -> Vec<u8> {
     // log's own level, which can be changed, decides what is written.
     WriteLogger::new(LevelFilter::Trace, config.build(), line.clone())
         .log(&Record::builder().level(level).args(format_args!("{message}")).build());
-    let line = mem::take(&mut *line.0.lock());
-    let (time, rest) = line.split_at(line.iter().position(|&byte| byte == b' ').unwrap_or(0));
-    [local_time(time).as_slice(), rest].concat()
+    let line = String::from_utf8_lossy(&line.0.lock()).into_owned();
+    let (time, rest) = line.split_once(' ').unwrap_or_default();
+    format!("{} {rest}", local_time(time)).into_bytes()
 }
 
 /// `2026-11-24 15:04:05.123` of `2026-11-24T15:04:05.123456789+01:00`, whose fraction has as many digits as it needs. (A
 /// format of our own for simplelog takes a macro that works only for those who depend on the crate `time`.)
-fn local_time(rfc3339: &[u8]) -> Vec<u8> {
-    let part = |from, to| rfc3339.get(from..to).unwrap_or_default();
-    let fraction = rfc3339.get(19..).and_then(|rest| rest.strip_prefix(b".")).unwrap_or_default();
-    let digits = fraction.iter().copied().take_while(u8::is_ascii_digit).chain([b'0'; 3]).take(3).collect::<Vec<_>>();
-    [part(0, 10), b" ", part(11, 19), b".", &digits].concat()
+fn local_time(rfc3339: &str) -> String {
+    let (date, time) = rfc3339.split_once('T').unwrap_or_default();
+    let (time, rest) = time.split_at_checked(8).unwrap_or_default();
+    let fraction = rest.strip_prefix('.').unwrap_or_default().split(|c: char| !c.is_ascii_digit()).next();
+    format!("{date} {time}.{:0<3.3}", fraction.unwrap_or_default())
 }
 
 /// A line's level as the journal reads it: `<PRIORITY>` before the message (sd-daemon(3)).
@@ -461,12 +410,11 @@ mod tests {
     use super::*;
 
     /// A logger of its own: the process's is one for all tests.
-    fn logger(target: &LogTarget) -> (Logger, Handle) {
-        let handle = Handle { current: Arc::new(Mutex::new(Current::open(target, &Arc::default()).unwrap())) };
-        (Logger(handle.clone()), handle)
+    fn logger(target: &LogTarget) -> Handle {
+        Handle { current: Arc::new(Mutex::new(Open::at(target, Arc::default()).unwrap())) }
     }
 
-    fn say(logger: &Logger, level: Level, message: &str) {
+    fn say(logger: &Handle, level: Level, message: &str) {
         log::set_max_level(LevelFilter::Info);
         logger.log(&Record::builder().level(level).args(format_args!("{message}")).build());
         logger.flush();
@@ -493,6 +441,12 @@ mod tests {
         }
     }
 
+    /// What would be the journal.
+    fn output(target: LogTarget, file: File) -> Output {
+        let place = Place { target, journal: true, waiting: AtomicUsize::new(0), losses: Arc::default() };
+        Output { place: Arc::new(place), file, torn: false }
+    }
+
     fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !condition() {
@@ -508,7 +462,7 @@ mod tests {
     #[test]
     fn a_line_holds_local_time_level_thread_and_message() {
         let scratch = Scratch::new("form");
-        let (logger, _) = logger(&LogTarget::File(scratch.log()));
+        let logger = logger(&LogTarget::File(scratch.log()));
         thread::Builder::new()
             .name(String::from("queue/reader"))
             .spawn(move || say(&logger, Level::Warn, "destination down"))
@@ -528,7 +482,7 @@ mod tests {
             ("2026-11-24T15:04:05.02-03:30", "2026-11-24 15:04:05.020"),
             ("2026-11-24T15:04:05Z", "2026-11-24 15:04:05.000"),
         ] {
-            assert_eq!(local_time(rfc3339.as_bytes()), shown.as_bytes());
+            assert_eq!(local_time(rfc3339), shown);
         }
     }
 
@@ -537,11 +491,11 @@ mod tests {
         let scratch = Scratch::new("reopened");
         let (path, moved) = (scratch.log(), scratch.0.join("moved"));
         fs::write(&path, "before\n").unwrap();
-        let (logger, handle) = logger(&LogTarget::File(path.clone()));
+        let logger = logger(&LogTarget::File(path.clone()));
         say(&logger, Level::Info, "one");
         fs::rename(&path, &moved).unwrap();
         say(&logger, Level::Info, "two");
-        handle.reopen().unwrap();
+        logger.set_target(&LogTarget::File(path.clone())).unwrap();
         say(&logger, Level::Info, "three");
         let lines = |path: &PathBuf| -> Vec<String> {
             let text = fs::read_to_string(path).unwrap();
@@ -554,14 +508,14 @@ mod tests {
     #[test]
     fn a_target_that_cannot_be_opened_leaves_the_old_one() {
         let scratch = Scratch::new("kept");
-        let (logger, handle) = logger(&LogTarget::File(scratch.log()));
+        let logger = logger(&LogTarget::File(scratch.log()));
         for (path, reason) in [
             (PathBuf::from("/nonexistent/logs/proxy.log"), "folder /nonexistent does not exist"),
             (scratch.0.join("logs/proxy.log"), "/logs does not exist"),
             (scratch.0.clone(), "it is not a regular file"),
             (PathBuf::from("/dev/null/proxy.log"), "Not a directory"),
         ] {
-            let error = handle.set_target(&LogTarget::File(path.clone())).unwrap_err().to_string();
+            let error = logger.set_target(&LogTarget::File(path.clone())).unwrap_err().to_string();
             let begin = format!("log file {} can't be opened: ", path.display());
             assert!(error.starts_with(&begin) && error.contains(reason), "{error}");
         }
@@ -573,7 +527,7 @@ mod tests {
     fn a_fifo_is_an_error_and_never_a_wait() {
         let scratch = Scratch::new("fifo");
         assert!(std::process::Command::new("mkfifo").arg(scratch.log()).status().unwrap().success());
-        let open = || Current::open(&LogTarget::File(scratch.log()), &Arc::default()).unwrap_err().to_string();
+        let open = || Open::at(&LogTarget::File(scratch.log()), Arc::default()).unwrap_err().to_string();
         assert!(open().contains("it is not a regular file"), "{}", open());
         // With a reader its opening would succeed.
         let _reader = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(scratch.log()).unwrap();
@@ -583,18 +537,18 @@ mod tests {
     #[test]
     fn a_full_disk_stops_nothing_and_what_it_took_no_more_is_counted() {
         let scratch = Scratch::new("full");
-        let (logger, handle) = logger(&LogTarget::File("/dev/full".into()));
+        let logger = logger(&LogTarget::File("/dev/full".into()));
         say(&logger, Level::Error, "one");
         // Opened again without more space: the count is kept.
-        handle.reopen().unwrap();
+        logger.set_target(&LogTarget::File("/dev/full".into())).unwrap();
         say(&logger, Level::Error, "two");
-        assert!(handle.current.lock().losses.told.load(Relaxed));
-        handle.set_target(&LogTarget::File(scratch.log())).unwrap();
+        assert!(logger.current.lock().place.losses.told.load(Relaxed));
+        logger.set_target(&LogTarget::File(scratch.log())).unwrap();
         say(&logger, Level::Error, "three");
         let text = fs::read_to_string(scratch.log()).unwrap();
         let form = r"^[^\n]*\[WARN\] \(log\) 2 log lines were lost: the log was full or too slow\n[^\n]* three\n$";
         assert!(matches(form, &text), "{text}");
-        assert!(!handle.current.lock().losses.told.load(Relaxed));
+        assert!(!logger.current.lock().place.losses.told.load(Relaxed));
     }
 
     #[test]
@@ -602,7 +556,7 @@ mod tests {
         let scratch = Scratch::new("torn");
         let target = LogTarget::File("/dev/full".into());
         let file = open(&target).unwrap();
-        let mut output = Output { target, file, journal: false, torn: false, losses: Arc::default() };
+        let mut output = output(target, file);
         assert!(output.write(b"one\n").is_err());
         output.file = File::create(scratch.log()).unwrap();
         output.write(b"two\n").unwrap();
@@ -616,7 +570,7 @@ mod tests {
         let folder = scratch.0.join("logs");
         let path = folder.join("proxy.log");
         fs::create_dir(&folder).unwrap();
-        let (logger, _) = logger(&LogTarget::File(path.clone()));
+        let logger = logger(&LogTarget::File(path.clone()));
         say(&logger, Level::Info, "one");
         fs::remove_file(&path).unwrap();
         say(&logger, Level::Info, "two");
@@ -634,22 +588,20 @@ mod tests {
     #[test]
     fn a_pipe_that_nobody_reads_blocks_nobody_and_what_it_lost_is_told() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let queue = Arc::new(Queue::default());
-        let (target, file) = (LogTarget::Stdout, File::from(std::os::fd::OwnedFd::from(writer)));
-        let output = Output { target, file, journal: false, torn: false, losses: Arc::default() };
-        let lines = Arc::clone(&queue);
-        let thread = thread::spawn(move || output.run(&lines));
+        let file = File::from(std::os::fd::OwnedFd::from(writer));
+        let current = Open::start(output(LogTarget::Stdout, file)).unwrap();
         let line = [&[b'x'; 999][..], b"\n"].concat();
         for _ in 0..5000 {
-            queue.push(&line);
+            current.push(line.clone());
         }
+        assert!(current.place.waiting.load(Relaxed) > QUEUE_SIZE - line.len(), "the pipe holds 64 KiB");
         let began = Instant::now();
-        queue.flush(Duration::from_millis(50));
-        assert!(began.elapsed() >= Duration::from_millis(50), "the pipe holds 64 KiB");
-        queue.close();
+        let logger = Handle { current: Arc::new(Mutex::new(current)) };
+        logger.flush();
+        assert!(began.elapsed() >= SECOND, "nobody reads");
+        drop(logger);
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
-        thread.join().unwrap();
         let written = text.lines().filter(|line| line.starts_with('x')).count();
         let told = text.lines().filter_map(|line| line.split_once(" log lines were lost: the log was full"));
         let lost: Vec<usize> = told.map(|(line, _)| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
@@ -660,7 +612,7 @@ mod tests {
     #[test]
     fn the_level_is_that_of_the_log_crate() {
         let scratch = Scratch::new("level");
-        let (logger, _) = logger(&LogTarget::File(scratch.log()));
+        let logger = logger(&LogTarget::File(scratch.log()));
         say(&logger, Level::Debug, "not written");
         assert_eq!(fs::read_to_string(scratch.log()).unwrap(), "");
     }
@@ -674,7 +626,7 @@ mod tests {
             }
         }
         let scratch = Scratch::new("panic");
-        let (logger, _) = logger(&LogTarget::File(scratch.log()));
+        let logger = logger(&LogTarget::File(scratch.log()));
         log::set_max_level(LevelFilter::Info);
         let made = panic::catch_unwind(panic::AssertUnwindSafe(|| {
             logger.log(&Record::builder().level(Level::Info).args(format_args!("{}", Bad)).build());
@@ -687,7 +639,7 @@ mod tests {
     #[test]
     fn a_message_is_one_line() {
         let scratch = Scratch::new("line");
-        let (logger, _) = logger(&LogTarget::File(scratch.log()));
+        let logger = logger(&LogTarget::File(scratch.log()));
         say(&logger, Level::Info, "a\nb\x1b[2J\u{202e}");
         let text = fs::read_to_string(scratch.log()).unwrap();
         assert!(text.ends_with("a\\x0ab\\x1b[2J\\u{202e}\n"), "{text}");
@@ -699,8 +651,8 @@ mod tests {
         let line = thread::spawn(|| format_line(true, Level::Info, "x\ny")).join().unwrap();
         assert_eq!(line, b"<6>x\\x0ay\n", "a thread without a name");
         let scratch = Scratch::new("journal");
-        let (logger, handle) = logger(&LogTarget::File(scratch.log()));
-        handle.current.lock().journal = true;
+        let log = Open::start(output(LogTarget::Stderr, File::create(scratch.log()).unwrap())).unwrap();
+        let logger = Handle { current: Arc::new(Mutex::new(log)) };
         thread::Builder::new()
             .name(String::from("status"))
             .spawn(move || say(&logger, Level::Error, "down"))

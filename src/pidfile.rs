@@ -28,21 +28,6 @@ const O_NOFOLLOW: i32 = 0o100_000;
 #[cfg(not(any(target_arch = "aarch64", target_arch = "arm")))]
 const O_NOFOLLOW: i32 = 0o400_000;
 
-/// Why there is no pid file.
-#[derive(Debug)]
-pub struct PidFileError {
-    path: PathBuf,
-    error: io::Error,
-}
-
-impl fmt::Display for PidFileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid file {}: {}", escaped(self.path.as_os_str().as_encoded_bytes()), self.error)
-    }
-}
-
-impl std::error::Error for PidFileError {}
-
 /// A pid file that is ours; removed when dropped.
 #[derive(Debug)]
 pub struct PidFile {
@@ -55,9 +40,12 @@ impl PidFile {
     ///
     /// # Errors
     /// The file names a gearman-proxy that runs, is not one of ours, or can't be written.
-    pub fn create(path: &Path) -> Result<PidFile, PidFileError> {
+    pub fn create(path: &Path) -> io::Result<PidFile> {
         let running = |pid, owner| pid != process::id() && is_proxy(pid, owner);
-        claim(path, process::id(), running).map_err(|error| PidFileError { path: path.to_owned(), error })
+        claim(path, process::id(), running).map_err(|error| {
+            let path = escaped(path.as_os_str().as_encoded_bytes());
+            io::Error::new(error.kind(), format!("pid file {path}: {error}"))
+        })
     }
 }
 
@@ -130,17 +118,18 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// What the file holds, and its owner; None without one.
 fn read(path: &Path) -> io::Result<Option<(Vec<u8>, u32)>> {
-    let kind = match path.symlink_metadata() {
+    let there = match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        there => there?.file_type(),
+        there => there?,
     };
-    let irregular = || io::Error::other("it is not a regular file");
-    let file = kind.is_file().then(|| OpenOptions::new().read(true).custom_flags(OPEN).open(path));
-    let file = file.ok_or_else(irregular)??;
-    let there = file.metadata()?;
-    let mut content = Vec::new();
-    there.is_file().then(|| file.take(MAX_SIZE).read_to_end(&mut content)).ok_or_else(irregular)??;
-    Ok(Some((content, there.uid())))
+    if !there.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    // What took its place meanwhile is neither followed nor waited for.
+    let file = OpenOptions::new().read(true).custom_flags(OPEN).open(path)?;
+    let (owner, mut content) = (file.metadata()?.uid(), Vec::new());
+    file.take(MAX_SIZE).read_to_end(&mut content)?;
+    Ok(Some((content, owner)))
 }
 
 fn is_proxy(pid: u32, owner: u32) -> bool {

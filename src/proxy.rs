@@ -3,7 +3,6 @@
 mod finder;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -18,11 +17,11 @@ use signal_hook::low_level;
 use crate::cli::Cli;
 use crate::config::{self, Address, Config, ForwardConfig, LogTarget, Server};
 use crate::forward::{Common, Forward, Legacy, Predecessor};
-use crate::logging::{self, LogError};
+use crate::logging;
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
 use crate::outages::Lost;
-use crate::pidfile::{PidFile, PidFileError};
+use crate::pidfile::PidFile;
 use crate::sandbox;
 use crate::status::{self, StatusWorker};
 use finder::{Finder, Finding, Known};
@@ -47,50 +46,6 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// Between tries to start forwards for which the system had no threads.
 const START_AGAIN: Duration = Duration::from_secs(10);
-
-/// Why the proxy does not run.
-#[derive(Debug)]
-pub enum ProxyError {
-    /// There is no log.
-    Log(LogError),
-    /// Another process runs, or the file can't be written.
-    PidFile(PidFileError),
-    /// The system gives no thread, or takes no signal handler.
-    System(io::Error),
-    /// A second signal came before everything had stopped.
-    Interrupted,
-}
-
-impl fmt::Display for ProxyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ProxyError::Log(error) => error.fmt(f),
-            ProxyError::PidFile(error) => error.fmt(f),
-            ProxyError::System(error) => error.fmt(f),
-            ProxyError::Interrupted => write!(f, "stopped at once by a second signal"),
-        }
-    }
-}
-
-impl std::error::Error for ProxyError {}
-
-impl From<LogError> for ProxyError {
-    fn from(error: LogError) -> Self {
-        ProxyError::Log(error)
-    }
-}
-
-impl From<PidFileError> for ProxyError {
-    fn from(error: PidFileError) -> Self {
-        ProxyError::PidFile(error)
-    }
-}
-
-impl From<io::Error> for ProxyError {
-    fn from(error: io::Error) -> Self {
-        ProxyError::System(error)
-    }
-}
 
 /// The running proxy.
 struct Proxy<'c> {
@@ -124,14 +79,14 @@ struct Proxy<'c> {
 ///
 /// # Errors
 /// The proxy could not start, or a second signal came before it had stopped.
-pub fn run(cli: &Cli, config: Config) -> Result<(), ProxyError> {
+pub fn run(cli: &Cli, config: Config) -> io::Result<()> {
     let log = logging::init(log_target(cli, &config), log_level(cli, &config))?;
     let ended = run_logged(cli, config, &log);
-    log.flush();
+    log::logger().flush();
     ended
 }
 
-fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> Result<(), ProxyError> {
+fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> io::Result<()> {
     // Before the pid file: a reader of it may send a signal at once.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let pidfile = pidfile(cli, &config)?;
@@ -180,7 +135,7 @@ fn log_level(cli: &Cli, config: &Config) -> LevelFilter {
     }
 }
 
-fn pidfile(cli: &Cli, config: &Config) -> Result<Option<PidFile>, PidFileError> {
+fn pidfile(cli: &Cli, config: &Config) -> io::Result<Option<PidFile>> {
     cli.pidfile.as_ref().or(config.pidfile.as_ref()).map(|path| PidFile::create(path)).transpose()
 }
 
@@ -406,7 +361,8 @@ impl Proxy<'_> {
                     error!("{line}");
                 }
                 error!("reload failed: the new configuration has errors; still running with the old one");
-                if let Err(error) = self.log.reopen() {
+                // Opened again: logrotate may have moved it.
+                if let Err(error) = self.log.set_target(log_target(self.cli, &self.config)) {
                     error!("{error}");
                 }
             }
@@ -421,7 +377,7 @@ impl Proxy<'_> {
         if let Err(error) = self.log.set_target(log_target(self.cli, &self.config)) {
             error!("{error}");
         }
-        self.log.set_level(log_level(self.cli, &self.config));
+        log::set_max_level(log_level(self.cli, &self.config));
         info!("reloading with {}", self.count());
         self.warn();
         if self.cli.pidfile.is_none() && former.pidfile != self.config.pidfile {
@@ -449,7 +405,7 @@ impl Proxy<'_> {
     }
 
     /// Stops every forward, as far as its time allows. A second signal ends it at once.
-    fn stop(mut self, signals: &Receiver<i32>) -> Result<(), ProxyError> {
+    fn stop(mut self, signals: &Receiver<i32>) -> io::Result<()> {
         self.notifier.stopping();
         self.finder = None;
         self.forwards.iter().for_each(Forward::stop);
@@ -457,7 +413,9 @@ impl Proxy<'_> {
         let mut left: Vec<Forward> = self.forwards.drain(..).chain(self.leaving.drain(..)).collect();
         while !left.is_empty() && began.elapsed() < STOP {
             match signals.recv_timeout(STOP_LOOK) {
-                Ok(SIGTERM | SIGINT) if began.elapsed() > SAME_SIGNAL => return Err(ProxyError::Interrupted),
+                Ok(SIGTERM | SIGINT) if began.elapsed() > SAME_SIGNAL => {
+                    return Err(io::Error::other("stopped at once by a second signal"));
+                }
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }

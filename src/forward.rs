@@ -76,7 +76,7 @@ pub struct Common {
     loops: Arc<Loops>,
     witnesses: Arc<Witnesses>,
     clock: Arc<Clock>,
-    pub outages: Arc<Outages>,
+    pub outages: Arc<Mutex<Outages>>,
     pub heartbeats: Heartbeats,
 }
 

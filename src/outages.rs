@@ -1,15 +1,14 @@
 //! Lost servers in the log: few lines, whatever the number of forwards.
 //!
-//! Each forward reports what happens to its connections. A [`Board`] makes one line of all reports about the same server and
-//! kind of reason, drops repetitions, and writes at most eight lines a minute; when there is more to say, several servers share
-//! a line. It gets the time as an argument, so a test needs no clock. [`Outages`] shares a board between threads.
+//! Each forward reports what happens to its connections. One line is made of all reports about the same server and kind of
+//! reason, repetitions are dropped, and at most eight lines a minute are written; when there is more to say, several servers
+//! share a line. The time is an argument, so a test needs no clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::time::{Duration, Instant};
 
 use log::Level;
-use parking_lot::Mutex;
 
 /// Reports with less than this between them make one line.
 const GATHER: Duration = Duration::from_millis(300);
@@ -49,40 +48,14 @@ pub struct Lost {
     pub next: String,
 }
 
-/// One board for all threads. The main loop asks for lines a few times a second.
+/// What is known of all servers in trouble: one for all threads. The main loop asks for lines a few times a second.
 #[derive(Debug, Default)]
-pub struct Outages(Mutex<Board>);
-
-impl Outages {
-    pub fn lost(&self, lost: &Lost) {
-        self.0.lock().lost(lost, Instant::now());
-    }
-
-    /// A forward relays for the first time, from `source`.
-    pub fn began(&self, source: &str, forward: &str) {
-        self.0.lock().began(source, forward, Instant::now());
-    }
-
-    pub fn back(&self, server: &str, forward: &str, waiting: u64) {
-        self.0.lock().back(server, forward, waiting, Instant::now());
-    }
-
-    pub fn gone(&self, forward: &str) {
-        self.0.lock().gone(forward);
-    }
-
-    /// The lines that are due, with their levels.
-    pub fn lines(&self) -> Vec<(Level, String)> {
-        self.0.lock().lines(Instant::now())
-    }
-}
-
-/// What is known of all servers in trouble.
-#[derive(Debug, Default)]
-pub struct Board {
+pub struct Outages {
     servers: BTreeMap<String, Server>,
-    /// Those that relay for the first time, by source, and when their line is due.
-    begun: BTreeMap<String, (BTreeSet<String>, Due)>,
+    /// By server and kind.
+    reasons: BTreeMap<(String, &'static str), Reason>,
+    /// Those that relay for the first time, by source.
+    begun: BTreeMap<String, Gathering>,
     /// When the lines of the last minute were written.
     written: Vec<Instant>,
 }
@@ -94,27 +67,29 @@ struct Server {
     since: Option<Instant>,
     /// The log has a line about this outage, so it gets one about its end.
     told: bool,
-    reasons: BTreeMap<&'static str, Reason>,
     /// Forwards that are connected again and not told of, and their jobs.
     returned: usize,
     waiting: u64,
     back_due: Option<Instant>,
 }
 
-/// When a line is written that waits for more of the same.
-#[derive(Debug, Clone, Copy)]
-struct Due {
-    at: Instant,
+/// Forwards that share a line, which waits for more of them.
+#[derive(Debug)]
+struct Gathering {
+    forwards: BTreeSet<String>,
+    due: Instant,
     latest: Instant,
 }
 
-impl Due {
-    fn new(now: Instant) -> Due {
-        Due { at: now + GATHER, latest: now + GATHER_MOST }
+impl Gathering {
+    fn new(now: Instant) -> Gathering {
+        Gathering { forwards: BTreeSet::new(), due: now + GATHER, latest: now + GATHER_MOST }
     }
 
-    fn more(&mut self, now: Instant) {
-        self.at = (now + GATHER).min(self.latest);
+    fn add(&mut self, forward: &str, now: Instant) {
+        if self.forwards.insert(forward.to_owned()) {
+            self.due = (now + GATHER).min(self.latest);
+        }
     }
 }
 
@@ -123,40 +98,34 @@ impl Due {
 struct Reason {
     last: Option<Lost>,
     heard: Option<Instant>,
-    /// The line that waits, and the forwards in it.
-    due: Option<Due>,
-    forwards: BTreeSet<String>,
+    /// The line that waits.
+    line: Option<Gathering>,
     written: Option<Instant>,
     /// Outages since the last line.
     times: u64,
 }
 
-impl Board {
+impl Outages {
     pub fn lost(&mut self, lost: &Lost, now: Instant) {
         let server = self.servers.entry(lost.server.clone()).or_default();
         server.since.get_or_insert(now);
         let fresh = server.down.insert(lost.forward.clone());
-        let reason = server.reasons.entry(lost.kind).or_default();
+        let reason = self.reasons.entry((lost.server.clone(), lost.kind)).or_default();
         reason.times += u64::from(fresh);
         let news = reason.heard.is_none_or(|heard| now.duration_since(heard) >= NEWS);
         let forgotten = reason.written.is_some_and(|written| now.duration_since(written) >= REMIND);
-        if reason.due.is_none() && (news || (fresh && forgotten)) {
-            reason.due = Some(Due::new(now));
+        if reason.line.is_none() && (news || (fresh && forgotten)) {
+            reason.line = Some(Gathering::new(now));
         }
-        if let Some(due) = &mut reason.due
-            && reason.forwards.insert(lost.forward.clone())
-        {
-            due.more(now);
+        if let Some(line) = &mut reason.line {
+            line.add(&lost.forward, now);
         }
         (reason.heard, reason.last) = (Some(now), Some(lost.clone()));
     }
 
-    /// A forward relays for the first time.
+    /// A forward relays for the first time, from `source`.
     pub fn began(&mut self, source: &str, forward: &str, now: Instant) {
-        let (forwards, due) = self.begun.entry(source.to_owned()).or_insert_with(|| (BTreeSet::new(), Due::new(now)));
-        if forwards.insert(forward.to_owned()) {
-            due.more(now);
-        }
+        self.begun.entry(source.to_owned()).or_insert_with(|| Gathering::new(now)).add(forward, now);
     }
 
     /// A forward is connected to `server` again, and has this many jobs for it.
@@ -185,51 +154,50 @@ impl Board {
         if room == 0 {
             return Vec::new();
         }
-        let lost = merged(self.take_lost(now), room.div_ceil(2), "servers unavailable");
-        let mut lines: Vec<_> = lost.into_iter().map(|text| (Level::Warn, text)).collect();
-        if lines.len() < room {
-            let back = merged(self.take_back(now), room - lines.len(), "servers back");
-            lines.extend(back.into_iter().map(|text| (Level::Info, text)));
-        }
-        if lines.len() < room {
-            let begun = merged(self.take_begun(now), room - lines.len(), "sources connected");
-            lines.extend(begun.into_iter().map(|text| (Level::Info, text)));
+        type Take = fn(&mut Outages, Instant) -> Vec<String>;
+        // Servers that are lost leave half of it to others.
+        let kinds: [(Level, &str, usize, Take); 3] = [
+            (Level::Warn, "servers unavailable", room.div_ceil(2), Outages::take_lost),
+            (Level::Info, "servers back", room, Outages::take_back),
+            (Level::Info, "sources connected", room, Outages::take_begun),
+        ];
+        let mut lines = Vec::new();
+        for (level, what, most, take) in kinds {
+            if lines.len() < most {
+                let texts = merged(take(self, now), most - lines.len(), what);
+                lines.extend(texts.into_iter().map(|text| (level, text)));
+            }
         }
         self.written.extend(lines.iter().map(|_| now));
-        self.servers.retain(|_, server| {
-            server.reasons.retain(|_, reason| {
-                let heard = reason.heard.is_some_and(|heard| now.duration_since(heard) < REMIND);
-                reason.due.is_some() || heard
-            });
-            !(server.down.is_empty() && server.reasons.is_empty() && server.back_due.is_none())
-        });
+        let recent = |heard: Option<Instant>| heard.is_some_and(|heard| now.duration_since(heard) < REMIND);
+        self.reasons.retain(|_, reason| reason.line.is_some() || recent(reason.heard));
+        self.servers.retain(|_, server| !server.down.is_empty() || server.back_due.is_some());
         lines
     }
 
     fn take_lost(&mut self, now: Instant) -> Vec<String> {
         let mut lost = Vec::new();
-        for (name, server) in &mut self.servers {
-            for reason in server.reasons.values_mut().filter(|reason| reason.due.is_some_and(|due| due.at <= now)) {
-                let Some(Lost { role, reason: why, next, .. }) = &reason.last else { continue };
-                let forwards = mem::take(&mut reason.forwards);
-                let who = match (forwards.len(), forwards.first()) {
-                    (1, Some(forward)) => forward.clone(),
-                    (count, _) => format!("{count} forwards"),
-                };
-                // More than once for each of them since the last line: it comes and goes.
-                let times = reason.times / forwards.len().max(1) as u64;
-                let often =
-                    if reason.written.is_some() && times > 1 { format!(", {times} times") } else { String::new() };
-                lost.push(format!("{role} {name} unavailable ({who}{often}): {why}; {next}"));
-                (reason.due, reason.written, reason.times, server.told) = (None, Some(now), 0, true);
-            }
+        for ((name, _), reason) in &mut self.reasons {
+            let line = reason.line.take_if(|line| line.due <= now);
+            let (Some(Gathering { forwards, .. }), Some(last)) = (line, &reason.last) else { continue };
+            let who = match (forwards.len(), forwards.first()) {
+                (1, Some(forward)) => forward.clone(),
+                (count, _) => format!("{count} forwards"),
+            };
+            // More than once for each of them since the last line: it comes and goes.
+            let times = reason.times / forwards.len().max(1) as u64;
+            let often = if reason.written.is_some() && times > 1 { format!(", {times} times") } else { String::new() };
+            let Lost { role, reason: why, next, .. } = last;
+            lost.push(format!("{role} {name} unavailable ({who}{often}): {why}; {next}"));
+            (reason.written, reason.times) = (Some(now), 0);
+            self.servers.entry(name.clone()).and_modify(|server| server.told = true);
         }
         lost
     }
 
     fn take_begun(&mut self, now: Instant) -> Vec<String> {
-        let due = self.begun.extract_if(.., |_, (_, due)| due.at <= now);
-        due.map(|(source, (forwards, _))| match forwards.first() {
+        let due = self.begun.extract_if(.., |_, line| line.due <= now);
+        due.map(|(source, Gathering { forwards, .. })| match forwards.first() {
             Some(forward) if forwards.len() == 1 => format!("forwarding {forward}"),
             _ => format!("forwarding from {source}: {} forwards", forwards.len()),
         })
@@ -247,9 +215,8 @@ impl Board {
             let (returned, waiting) = (mem::take(&mut server.returned), mem::take(&mut server.waiting));
             server.back_due = None;
             if mem::take(&mut server.told) {
-                let since = server.since.unwrap_or(now);
                 let total = returned + server.down.len();
-                let after = now.duration_since(since).as_secs();
+                let after = now.duration_since(server.since.unwrap_or(now)).as_secs();
                 back.push(format!(
                     "{name} back after {after} s: {returned} of {total} forwards connected, {waiting} jobs waiting"
                 ));
@@ -291,7 +258,7 @@ mod tests {
 
     /// A clock for a board, which is asked every 200 ms.
     struct Night {
-        board: Board,
+        board: Outages,
         start: Instant,
         millis: u64,
         /// With the millisecond of each.
@@ -300,7 +267,7 @@ mod tests {
 
     impl Night {
         fn new() -> Night {
-            Night { board: Board::default(), start: Instant::now(), millis: 0, lines: Vec::new() }
+            Night { board: Outages::default(), start: Instant::now(), millis: 0, lines: Vec::new() }
         }
 
         fn now(&self) -> Instant {
@@ -308,7 +275,7 @@ mod tests {
         }
 
         /// Lets time pass; `step` is called every 200 ms.
-        fn pass(&mut self, seconds: u64, mut step: impl FnMut(&mut Board, u64, Instant)) {
+        fn pass(&mut self, seconds: u64, mut step: impl FnMut(&mut Outages, u64, Instant)) {
             for _ in 0..seconds * 5 {
                 self.millis += 200;
                 let now = self.now();
@@ -481,6 +448,6 @@ mod tests {
         night.pass(5, |_, _, _| {});
         assert!(night.texts()[7].starts_with("17 servers back: "), "{:?}", night.texts());
         night.pass(1200, |_, _, _| {});
-        assert!(night.board.servers.is_empty(), "nothing is kept forever");
+        assert!(night.board.servers.is_empty() && night.board.reasons.is_empty(), "nothing is kept forever");
     }
 }

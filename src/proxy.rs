@@ -290,10 +290,15 @@ impl Proxy<'_> {
         }
     }
 
-    fn tick(&mut self, now: Instant) {
-        for (level, text) in self.common.outages.lines() {
+    fn tell_outages(&self, now: Instant) {
+        let lines = self.common.outages.lock().lines(now);
+        for (level, text) in lines {
             log!(level, "{text}");
         }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.tell_outages(now);
         let stuck = self.notifier.feed(&self.common.heartbeats, now).err();
         if stuck.is_some() && stuck != self.stuck {
             error!("thread {} is stuck; systemd will restart the service", stuck.as_deref().unwrap_or_default());
@@ -319,7 +324,7 @@ impl Proxy<'_> {
             let asker = format!("patterns of {server}");
             match queues {
                 Ok(queues) => {
-                    self.common.outages.back(&server.to_string(), &asker, 0);
+                    self.common.outages.lock().back(&server.to_string(), &asker, 0, now);
                     self.metrics.set_pattern_trouble(&server, None);
                     let too_many = queues.found.errors.first().map(ToString::to_string);
                     self.metrics.set_pattern_error(&server, too_many);
@@ -328,14 +333,15 @@ impl Proxy<'_> {
                 }
                 Err(error) => {
                     self.metrics.set_pattern_trouble(&server, Some(&error.to_string()));
-                    self.common.outages.lost(&Lost {
+                    let lost = Lost {
                         server: server.to_string(),
                         role: "source",
                         kind: error.kind(),
                         reason: format!("{error} ({})", error.advice()),
                         forward: asker,
                         next: format!("asking for its queues again in {} s", finder::AGAIN.as_secs()),
-                    });
+                    };
+                    self.common.outages.lock().lost(&lost, now);
                 }
             }
         }
@@ -389,7 +395,7 @@ impl Proxy<'_> {
         // Those that still match continue until the servers are asked again.
         self.metrics.clear_patterns();
         for (server, forwards) in &mut self.found {
-            self.common.outages.gone(&format!("patterns of {server}"));
+            self.common.outages.lock().gone(&format!("patterns of {server}"));
             let queues: Vec<String> = forwards.iter().map(|forward| forward.source.queue.clone()).collect();
             *forwards = self.config.found_forwards(server, queues.iter().map(String::as_str)).forwards;
         }
@@ -429,9 +435,7 @@ impl Proxy<'_> {
                 config.source
             );
         }
-        for (level, text) in self.common.outages.lines() {
-            log!(level, "{text}");
-        }
+        self.tell_outages(Instant::now());
         if let Some(status) = self.status.take() {
             status.stop();
         }

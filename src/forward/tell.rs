@@ -20,7 +20,7 @@ const END: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Teller {
     metrics: Arc<ForwardMetrics>,
-    outages: Arc<Outages>,
+    outages: Arc<Mutex<Outages>>,
     /// `SOURCE = DESTINATION`, as lines name the forward.
     name: String,
     max_job_size: usize,
@@ -40,7 +40,7 @@ struct Limiters {
 }
 
 impl Teller {
-    pub fn new(outages: Arc<Outages>, metrics: Arc<ForwardMetrics>, max_job_size: usize) -> Teller {
+    pub fn new(outages: Arc<Mutex<Outages>>, metrics: Arc<ForwardMetrics>, max_job_size: usize) -> Teller {
         let config = &metrics.config;
         let destinations: Vec<String> = config.destinations.iter().map(ToString::to_string).collect();
         Teller {
@@ -106,12 +106,14 @@ impl Teller {
             None => cause.text.clone(),
         };
         let forward = self.name.clone();
-        self.outages.lost(&Lost { server: server.to_string(), role, kind: cause.kind, reason, forward, next });
+        let lost = Lost { server: server.to_string(), role, kind: cause.kind, reason, forward, next };
+        self.outages.lock().lost(&lost, Instant::now());
     }
 
     fn back(&self, server: &Server) {
         self.metrics.recovered(server);
-        self.outages.back(&server.to_string(), &self.name, self.metrics.counts.waiting.get().unwrap_or(0));
+        let waiting = self.metrics.counts.waiting.get().unwrap_or(0);
+        self.outages.lock().back(&server.to_string(), &self.name, waiting, Instant::now());
     }
 
     pub fn tell(&self, tell: Tell) {
@@ -123,7 +125,7 @@ impl Teller {
                 self.back(&source.server);
                 match after {
                     None if !self.began.swap(true, Ordering::Relaxed) => {
-                        self.outages.began(&source.server.to_string(), &self.name);
+                        self.outages.lock().began(&source.server.to_string(), &self.name, Instant::now());
                     }
                     _ => debug!("forwarding {} again", self.name),
                 }
@@ -228,7 +230,7 @@ impl Teller {
     /// What was not told yet is told now.
     fn end(&self) {
         self.look(Instant::now() + END);
-        self.outages.gone(&self.name);
+        self.outages.lock().gone(&self.name);
     }
 
     fn rejected(&self, handle: &[u8], reason: &Reason, moved: bool) {

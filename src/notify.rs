@@ -5,12 +5,11 @@
 //!
 //! ```
 //! # use gearman_proxy::notify::Heartbeats;
-//! # use std::time::Duration;
 //! # let (heartbeats, jobs) = (Heartbeats::default(), std::sync::mpsc::channel::<u8>().1);
-//! let heartbeat = heartbeats.register("work/reader", Duration::from_secs(60));
+//! let heartbeat = heartbeats.register("work/reader");
 //! // `idle` around each wait that may take any time: the wait for a job, a read without a deadline.
 //! while let Ok(job) = heartbeat.idle(|| jobs.recv()) {
-//!     // Work on the job; `turn` in between where it may take longer than the 60 s from above.
+//!     // Work on the job; `turn` in between where it may take minutes.
 //!     heartbeat.turn();
 //! }
 //! // A thread that ends drops its heartbeat, which is then no longer expected.
@@ -35,6 +34,9 @@ const TICK: u64 = 10_000;
 
 /// How long a notification may take.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long a thread may work between two waits before it counts as stuck.
+const TURN: Duration = Duration::from_secs(120);
 
 /// The way to the service manager, if there is one.
 #[derive(Debug)]
@@ -135,15 +137,14 @@ pub struct Heartbeat(Arc<Beat>);
 #[derive(Debug)]
 struct Beat {
     name: String,
-    allowed: Duration,
     /// The last turn; none while the thread waits.
     last: Mutex<Option<Instant>>,
 }
 
 impl Heartbeats {
-    /// Expects a turn of a thread within each `allowed` time from now on.
-    pub fn register(&self, name: &str, allowed: Duration) -> Heartbeat {
-        let beat = Arc::new(Beat { name: name.to_owned(), allowed, last: Mutex::new(Some(Instant::now())) });
+    /// Expects turns of a thread from now on.
+    pub fn register(&self, name: &str) -> Heartbeat {
+        let beat = Arc::new(Beat { name: name.to_owned(), last: Mutex::new(Some(Instant::now())) });
         self.0.lock().push(Arc::downgrade(&beat));
         Heartbeat(beat)
     }
@@ -153,7 +154,7 @@ impl Heartbeats {
         let mut threads = self.0.lock();
         threads.retain(|thread| thread.strong_count() > 0);
         threads.iter().filter_map(Weak::upgrade).find_map(|beat| {
-            let late = beat.last.lock().is_some_and(|last| now.saturating_duration_since(last) > beat.allowed);
+            let late = beat.last.lock().is_some_and(|last| now.saturating_duration_since(last) > TURN);
             late.then(|| beat.name.clone())
         })
     }
@@ -276,10 +277,8 @@ mod tests {
         let mut notifier = notifier(OsStr::new(&format!("@{name}")));
         notifier.watchdog = Some(Duration::from_secs(20));
         let heartbeats = Heartbeats::default();
-        let (in_time, late) = (
-            heartbeats.register("in time", Duration::from_secs(3600)),
-            heartbeats.register("work/reader", Duration::from_secs(15)),
-        );
+        let (in_time, late) = (heartbeats.register("in time"), heartbeats.register("work/reader"));
+        *in_time.0.last.lock() = Some(Instant::now() + Duration::from_secs(10_000));
         let start = Instant::now();
         for (seconds, told) in [(0, true), (5, false), (9, false), (10, true)] {
             notifier.feed(&heartbeats, start + Duration::from_secs(seconds)).unwrap();
@@ -290,7 +289,7 @@ mod tests {
             }
         }
         let after = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(notifier.feed(&heartbeats, after(20)), Err(String::from("work/reader")));
+        assert_eq!(notifier.feed(&heartbeats, after(121)), Err(String::from("work/reader")));
         // A wait is not late, whatever it takes; what comes after it may be.
         late.idle(|| assert_eq!(heartbeats.late(after(1000)), None));
         assert_eq!(heartbeats.late(after(1000)), Some(String::from("work/reader")));

@@ -39,7 +39,7 @@ const MSG_DONTWAIT: i32 = 0x40;
 impl Shared {
     /// A heartbeat for a thread of this forward.
     pub(super) fn heartbeat(&self, role: &str) -> Heartbeat {
-        self.common.heartbeats.register(&format!("{}/{role}", self.config.source.queue), super::TURN)
+        self.common.heartbeats.register(&format!("{}/{role}", self.config.source.queue))
     }
 
     /// A new connection to a server, which has answered.

@@ -200,6 +200,24 @@ pub struct ForwardConfig {
 }
 
 impl ForwardConfig {
+    /// With every option at its default, and from no file.
+    pub fn between(source: Address, destination: Address) -> ForwardConfig {
+        ForwardConfig {
+            place: Place { file: std::sync::Arc::default(), line: 0 },
+            source,
+            destinations: vec![destination],
+            stages: Stages::default(),
+            asynchronous: true,
+            workers: 1,
+            prefetch: DEFAULT_PREFETCH,
+            prefetch_is_explicit: false,
+            priority: Priority::Normal,
+            timeout: None,
+            max_age: None,
+            reject_queue: None,
+        }
+    }
+
     /// The destination that is used first.
     pub fn first_destination(&self) -> &Address {
         // Never empty: the source only spares a panic.

@@ -100,11 +100,10 @@ impl Common {
         let forwards = self.clock.forwards.lock().clone();
         for forward in forwards {
             forward.teller.look(at);
-            let oldest = if forward.teller.metrics().held() > 0 { forward.relay.lock().oldest() } else { None };
-            forward
-                .teller
-                .metrics()
-                .set_oldest_held(oldest.and_then(|came| at.checked_sub(now().saturating_sub(came))));
+            let metrics = forward.teller.metrics();
+            let held = metrics.counts.lock().held > 0;
+            let oldest = held.then(|| forward.relay.lock().oldest()).flatten();
+            metrics.counts.lock().oldest_held = oldest.and_then(|came| at.checked_sub(now().saturating_sub(came)));
         }
         self.memory.rest();
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
@@ -15,6 +14,9 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// A forward that has not connected for the first time after this long is a failed one.
 pub const CONNECTING_FOR: Duration = Duration::from_secs(10);
 
+/// Over less time than this no rate is told.
+const RATE_OVER: Duration = Duration::from_millis(500);
+
 /// The upper ends of the histogram of the time from grab to confirmation, milliseconds; above the last is one more.
 pub const CONFIRMATION_BUCKETS: [u64; 8] = [5, 25, 100, 500, 1000, 5000, 30_000, 120_000];
 
@@ -26,7 +28,7 @@ pub struct Metrics {
     /// Patterns of each server that match too many queues.
     pattern_errors: Mutex<BTreeMap<Server, String>>,
     /// Servers that do not tell which queues they have for patterns.
-    pattern_troubles: Mutex<BTreeMap<Server, Trouble>>,
+    pattern_troubles: Mutex<Troubles>,
 }
 
 impl Metrics {
@@ -44,30 +46,33 @@ impl Metrics {
         *self.configuration_wrong.lock()
     }
 
+    /// A reload failed or succeeded. The first failure's time stays.
+    pub fn set_configuration_wrong(&self, wrong: bool) {
+        let mut since = self.configuration_wrong.lock();
+        *since = wrong.then(|| since.unwrap_or_else(SystemTime::now));
+    }
+
     /// The patterns that match too many queues.
     pub fn pattern_errors(&self) -> Vec<String> {
         self.pattern_errors.lock().iter().map(|(server, error)| format!("{server}: {error}")).collect()
     }
 
-    pub fn set_pattern_error(&self, server: &Server, error: Option<String>) {
-        let mut errors = self.pattern_errors.lock();
-        match error {
-            Some(error) => errors.insert(server.clone(), error),
-            None => errors.remove(server),
-        };
+    /// A server was asked which queues it has for patterns: whether too many matched, or why there was no answer.
+    pub fn set_patterns(&self, server: &Server, asked: Result<Option<String>, &str>) {
+        match asked {
+            Ok(too_many) => {
+                self.pattern_troubles.lock().remove(server);
+                let mut errors = self.pattern_errors.lock();
+                errors.remove(server);
+                errors.extend(too_many.map(|error| (server.clone(), error)));
+            }
+            Err(reason) => note(&mut self.pattern_troubles.lock(), server, reason),
+        }
     }
 
     /// The servers that do not tell which queues they have for patterns.
-    pub fn pattern_troubles(&self) -> BTreeMap<Server, Trouble> {
+    pub fn pattern_troubles(&self) -> Troubles {
         self.pattern_troubles.lock().clone()
-    }
-
-    pub fn set_pattern_trouble(&self, server: &Server, reason: Option<&str>) {
-        let mut troubles = self.pattern_troubles.lock();
-        let since = troubles.remove(server).map_or_else(Instant::now, |trouble| trouble.since);
-        if let Some(reason) = reason {
-            troubles.insert(server.clone(), Trouble { reason: reason.to_owned(), since });
-        }
     }
 
     /// The patterns are others: their servers are asked again.
@@ -75,13 +80,10 @@ impl Metrics {
         self.pattern_errors.lock().clear();
         self.pattern_troubles.lock().clear();
     }
-
-    /// A reload failed or succeeded. The first failure's time stays.
-    pub fn set_configuration_wrong(&self, wrong: bool) {
-        let mut since = self.configuration_wrong.lock();
-        *since = wrong.then(|| since.unwrap_or_else(SystemTime::now));
-    }
 }
+
+/// The unavailable servers.
+pub type Troubles = BTreeMap<Server, Trouble>;
 
 /// Why a server is unavailable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +92,12 @@ pub struct Trouble {
     pub reason: String,
     /// The first sign of it.
     pub since: Instant,
+}
+
+/// A server is unavailable for this reason; the first sign's time stays.
+fn note(troubles: &mut Troubles, server: &Server, reason: &str) {
+    let since = troubles.get(server).map_or_else(Instant::now, |trouble| trouble.since);
+    troubles.insert(server.clone(), Trouble { reason: reason.to_owned(), since });
 }
 
 /// How a forward is.
@@ -101,48 +109,6 @@ pub enum State {
     Failed,
 }
 
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    fn add(&self, number: u64) {
-        self.0.fetch_add(number, Ordering::Relaxed);
-    }
-
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A number that may be unknown, as it is at first.
-#[derive(Debug, Default)]
-pub struct Sample(AtomicU64);
-
-impl Sample {
-    pub fn get(&self) -> Option<u64> {
-        self.0.load(Ordering::Relaxed).checked_sub(1)
-    }
-
-    pub fn set(&self, number: Option<u64>) {
-        self.0.store(number.map_or(0, |number| number.saturating_add(1)), Ordering::Relaxed);
-    }
-}
-
-/// A moment that may have come, in milliseconds after its forward's start; 0 is never.
-#[derive(Debug, Default)]
-struct Moment(AtomicU64);
-
-impl Moment {
-    fn set(&self, after: Option<Duration>) {
-        self.0.store(after.map_or(0, |after| (after.as_millis() as u64).max(1)), Ordering::Relaxed);
-    }
-
-    fn get(&self) -> Option<Duration> {
-        Some(Duration::from_millis(self.0.load(Ordering::Relaxed))).filter(|after| !after.is_zero())
-    }
-}
-
 /// The last undeliverable job.
 #[derive(Debug, Clone)]
 pub struct Reject {
@@ -150,33 +116,59 @@ pub struct Reject {
     pub at: Instant,
 }
 
-/// What one forward counts.
-#[derive(Debug, Default)]
+/// What one forward has counted, and what is known of it.
+#[derive(Debug, Clone, Default)]
 pub struct Counts {
     /// Jobs delivered, and their bytes as they came and as they went.
-    pub jobs: Counter,
-    pub bytes_in: Counter,
-    pub bytes_out: Counter,
+    pub jobs: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
     /// Undeliverable jobs.
-    pub rejected: Counter,
+    pub rejected: u64,
     /// Jobs that were rejected or failed.
-    pub errors: Counter,
+    pub errors: u64,
     /// Jobs dropped because they were older than `max_age`.
-    pub expired: Counter,
+    pub expired: u64,
     /// Times that both servers were connected.
-    pub sessions: Counter,
-    /// Jobs confirmed by the time since their grab: a counter for each of [`CONFIRMATION_BUCKETS`] and one above.
-    pub confirmations: [Counter; CONFIRMATION_BUCKETS.len() + 1],
+    pub sessions: u64,
+    /// Jobs confirmed by the time since their grab: a count for each of [`CONFIRMATION_BUCKETS`] and one above.
+    pub confirmations: [u64; CONFIRMATION_BUCKETS.len() + 1],
     /// The sum of these times.
-    pub confirmation_milliseconds: Counter,
+    pub confirmation_milliseconds: u64,
     /// Jobs waiting at the source and at the destination when they were last asked.
-    pub waiting: Sample,
-    pub waiting_there: Sample,
-    oldest_held: Moment,
-    held_since: Moment,
-    delivered: Moment,
+    pub waiting: Option<u64>,
+    pub waiting_there: Option<u64>,
+    /// Jobs taken from the source and neither acknowledged nor given back.
+    pub held: usize,
+    /// When the oldest of them came.
+    pub oldest_held: Option<Instant>,
+    /// Since when there is one.
+    held_since: Option<Instant>,
+    /// The last delivery.
+    pub delivered: Option<Instant>,
     /// The last sign of life of a destination that has something to do.
-    progress: Moment,
+    progress: Option<Instant>,
+    /// The place of the destination in use among the configured ones.
+    pub destination: usize,
+    pub last_reject: Option<Reject>,
+    /// When rates were last asked for, with the jobs and bytes until then, and what they were, a second.
+    rated: Option<(Instant, u64, u64)>,
+    rates: Option<(f64, f64)>,
+    pub(crate) troubles: Troubles,
+}
+
+impl Counts {
+    /// Jobs and bytes sent a second since the last question, none at the first; after less than half of one the same again.
+    pub fn rates(&mut self, now: Instant) -> Option<(f64, f64)> {
+        let (last, jobs, bytes) = *self.rated.get_or_insert((now, self.jobs, self.bytes_out));
+        let elapsed = now.saturating_duration_since(last);
+        if elapsed >= RATE_OVER {
+            let rate = |now: u64, before: u64| (now - before) as f64 / elapsed.as_secs_f64();
+            self.rates = Some((rate(self.jobs, jobs), rate(self.bytes_out, bytes)));
+            self.rated = Some((now, self.jobs, self.bytes_out));
+        }
+        self.rates
+    }
 }
 
 /// One forward's counts and state.
@@ -184,219 +176,131 @@ pub struct Counts {
 pub struct ForwardMetrics {
     /// The forward that this is about.
     pub config: ForwardConfig,
-    pub counts: Counts,
+    pub counts: Mutex<Counts>,
     started: Instant,
-    /// Jobs taken from the source and neither acknowledged nor given back.
-    held: AtomicUsize,
-    /// The place of the destination in use among the configured ones.
-    destination: AtomicUsize,
-    pub(crate) last_reject: Mutex<Option<Reject>>,
-    pub(crate) troubles: Mutex<BTreeMap<Server, Trouble>>,
 }
 
 impl ForwardMetrics {
     /// Nothing counted yet.
     pub fn new(config: &ForwardConfig) -> ForwardMetrics {
-        ForwardMetrics {
-            config: config.clone(),
-            counts: Counts::default(),
-            started: Instant::now(),
-            held: AtomicUsize::new(0),
-            destination: AtomicUsize::new(0),
-            last_reject: Mutex::default(),
-            troubles: Mutex::default(),
-        }
-    }
-
-    fn now(&self) -> Option<Duration> {
-        Some(self.started.elapsed())
-    }
-
-    fn ago(&self, moment: &Moment) -> Option<Duration> {
-        Some(self.started.elapsed().saturating_sub(moment.get()?))
+        ForwardMetrics { config: config.clone(), counts: Mutex::default(), started: Instant::now() }
     }
 
     /// `jobs` were delivered: their data took `bytes_in` from the source and `bytes_out` to the destination.
     pub fn delivered(&self, jobs: u64, bytes_in: u64, bytes_out: u64) {
-        self.counts.jobs.add(jobs);
-        self.counts.bytes_in.add(bytes_in);
-        self.counts.bytes_out.add(bytes_out);
-        self.counts.delivered.set(self.now());
-        self.progressed();
+        let mut counts = self.counts.lock();
+        counts.jobs += jobs;
+        counts.bytes_in += bytes_in;
+        counts.bytes_out += bytes_out;
+        counts.delivered = Some(Instant::now());
+        counts.progress = counts.delivered;
     }
 
     /// `jobs` were confirmed this long after their grab.
     pub fn confirmed(&self, after: Duration, jobs: u64) {
         let after = after.as_millis() as u64;
-        let bucket = CONFIRMATION_BUCKETS.iter().position(|&end| after <= end).unwrap_or(CONFIRMATION_BUCKETS.len());
-        self.counts.confirmations.iter().skip(bucket).take(1).for_each(|bucket| bucket.add(jobs));
-        self.counts.confirmation_milliseconds.add(after.saturating_mul(jobs));
+        let mut counts = self.counts.lock();
+        let ends = CONFIRMATION_BUCKETS.into_iter().chain([u64::MAX]);
+        if let Some((bucket, _)) = counts.confirmations.iter_mut().zip(ends).find(|&(_, end)| after <= end) {
+            *bucket += jobs;
+        }
+        counts.confirmation_milliseconds += after.saturating_mul(jobs);
     }
 
     /// The destination took a job or answered a probe.
     pub fn progressed(&self) {
-        self.counts.progress.set(self.now());
+        self.counts.lock().progress = Some(Instant::now());
     }
 
     /// A job was undeliverable, and went to the reject queue or was failed.
     pub fn rejected(&self, reason: &str) {
-        self.counts.rejected.add(1);
-        *self.last_reject.lock() = Some(Reject { reason: reason.to_owned(), at: Instant::now() });
-        self.failed();
-    }
-
-    /// A job was failed.
-    pub fn failed(&self) {
-        self.counts.errors.add(1);
+        let mut counts = self.counts.lock();
+        counts.rejected += 1;
+        counts.errors += 1;
+        counts.last_reject = Some(Reject { reason: reason.to_owned(), at: Instant::now() });
     }
 
     /// Jobs were dropped because of their age.
     pub fn expired(&self, jobs: u64) {
-        self.counts.expired.add(jobs);
-        self.progressed();
+        let mut counts = self.counts.lock();
+        counts.expired += jobs;
+        counts.progress = Some(Instant::now());
     }
 
     /// The forward holds this many jobs now.
     pub fn set_held(&self, held: usize) {
-        if self.held.swap(held, Ordering::Relaxed) == 0 && held > 0 {
-            self.counts.held_since.set(self.now());
+        let mut counts = self.counts.lock();
+        if counts.held == 0 && held > 0 {
+            counts.held_since = Some(Instant::now());
         }
-    }
-
-    /// When the oldest job that is held came.
-    pub fn set_oldest_held(&self, came: Option<Instant>) {
-        self.counts.oldest_held.set(came.map(|came| came.saturating_duration_since(self.started)));
+        counts.held = held;
     }
 
     /// Jobs that were held go back to the source and wait there.
     pub fn given_back(&self, jobs: u64) {
-        let waiting = &self.counts.waiting;
-        waiting.set(Some(waiting.get().unwrap_or(0).saturating_add(jobs)));
+        let waiting = &mut self.counts.lock().waiting;
+        *waiting = Some(waiting.unwrap_or(0).saturating_add(jobs));
     }
 
-    /// A session began, with both servers connected, or ended.
-    pub fn set_connected(&self, connected: bool) {
-        self.counts.sessions.add(u64::from(connected));
+    /// The destination in use.
+    pub fn destination(&self) -> &Address {
+        let index = self.counts.lock().destination;
+        self.config.destinations.get(index).unwrap_or(self.config.first_destination())
     }
 
-    /// The forward uses the destination at this place of its list.
-    pub fn set_destination(&self, index: usize) {
-        self.destination.store(index, Ordering::Relaxed);
+    /// A server is unavailable; the first sign's time stays until [`Self::recovered`].
+    pub fn troubled(&self, server: &Server, reason: &str) {
+        note(&mut self.counts.lock().troubles, server, reason);
     }
 
-    /// The place of the destination in use, and its address.
-    pub fn destination(&self) -> (usize, &Address) {
-        let index = self.destination.load(Ordering::Relaxed);
-        self.config.destinations.get(index).map_or((0, self.config.first_destination()), |address| (index, address))
-    }
-
-    /// A server is unavailable; the first sign's time stays until [`Self::recovered`]. `true` when that is news: a new
-    /// trouble or another reason.
-    pub fn troubled(&self, server: &Server, reason: &str) -> bool {
-        let mut troubles = self.troubles.lock();
-        let trouble =
-            troubles.entry(server.clone()).or_insert_with(|| Trouble { reason: String::new(), since: Instant::now() });
-        let news = trouble.reason != reason;
-        if news {
-            reason.clone_into(&mut trouble.reason);
-        }
-        news
-    }
-
-    /// A server is available again; the trouble that it was in.
-    pub fn recovered(&self, server: &Server) -> Option<Trouble> {
-        self.troubles.lock().remove(server)
-    }
-
-    pub fn last_reject(&self) -> Option<Reject> {
-        self.last_reject.lock().clone()
-    }
-
-    /// How long ago the last job was delivered.
-    pub fn last_delivery(&self) -> Option<Duration> {
-        self.ago(&self.counts.delivered)
-    }
-
-    /// Jobs held unacknowledged now.
-    pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
-    }
-
-    /// How long the oldest job has been held.
-    pub fn oldest_held(&self) -> Option<Duration> {
-        self.ago(&self.counts.oldest_held)
-    }
-
-    /// Whether there has ever been a session.
-    pub fn has_worked(&self) -> bool {
-        self.counts.sessions.get() > 0
+    /// A server is available again.
+    pub fn recovered(&self, server: &Server) {
+        self.counts.lock().troubles.remove(server);
     }
 
     pub fn state(&self) -> State {
         match self.troubles().is_empty() {
             false => State::Failed,
-            true if self.has_worked() => State::Working,
+            true if self.counts.lock().sessions > 0 => State::Working,
             true => State::Connecting,
         }
     }
 
     /// The unavailable servers. A forward that holds jobs without progress, or has never connected, is in trouble with its
     /// destination, whatever its sockets say.
-    pub fn troubles(&self) -> BTreeMap<Server, Trouble> {
-        let mut troubles = self.troubles.lock().clone();
-        let silent = if self.has_worked() {
-            self.stalled().map(|time| (format!("no progress for {} s", time.as_secs()), time))
+    pub fn troubles(&self) -> Troubles {
+        let Counts { sessions, held, held_since, progress, mut troubles, .. } = self.counts.lock().clone();
+        let silent = if sessions == 0 {
+            Some(self.started).filter(|since| troubles.is_empty() && since.elapsed() >= CONNECTING_FOR)
         } else {
-            let time = Some(self.started.elapsed()).filter(|&time| time >= CONNECTING_FOR && troubles.is_empty());
-            time.map(|time| (String::from("not connected yet"), time))
+            held_since.max(progress).filter(|since| held > 0 && since.elapsed() >= STALLED_AFTER)
         };
-        if let Some((reason, time)) = silent {
-            let now = Instant::now();
-            let since = now.checked_sub(time).unwrap_or(now);
-            troubles.entry(self.destination().1.server.clone()).or_insert(Trouble { reason, since });
+        if let Some(since) = silent {
+            let reason = match sessions {
+                0 => String::from("not connected yet"),
+                _ => format!("no progress for {} s", since.elapsed().as_secs()),
+            };
+            troubles.entry(self.destination().server.clone()).or_insert(Trouble { reason, since });
         }
         troubles
-    }
-
-    fn stalled(&self) -> Option<Duration> {
-        let silent = self.ago(&self.counts.held_since)?.min(self.ago(&self.counts.progress).unwrap_or(Duration::MAX));
-        (self.held() > 0 && silent >= STALLED_AFTER).then_some(silent)
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use crate::config::{Place, Priority};
-    use crate::stages::Stages;
 
-    /// A forward that has never connected, from `HOST:PORT/QUEUE` to another; text of no address will do.
-    pub(crate) fn forward(source: &str, destination: &str) -> Arc<ForwardMetrics> {
-        let address = |text: &str| {
-            let (server, queue) = text.split_once('/').unwrap();
-            let (host, port) = server.rsplit_once(':').unwrap();
-            let server = Server { host: host.to_owned(), port: port.parse().unwrap() };
-            Address { server, queue: queue.to_owned() }
-        };
-        Arc::new(ForwardMetrics::new(&ForwardConfig {
-            place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
-            source: address(source),
-            destinations: vec![address(destination)],
-            stages: Stages::default(),
-            asynchronous: true,
-            workers: 1,
-            prefetch: 1,
-            prefetch_is_explicit: false,
-            priority: Priority::Normal,
-            timeout: None,
-            max_age: None,
-            reject_queue: None,
-        }))
+    /// A forward that has never connected.
+    fn forward() -> ForwardMetrics {
+        let address = |text| Address::parse(text).unwrap();
+        ForwardMetrics::new(&ForwardConfig::between(address("a:1/q"), address("b:1/q")))
     }
 
-    fn older(mut forward: Arc<ForwardMetrics>, by: Duration) -> Arc<ForwardMetrics> {
-        let metrics = Arc::get_mut(&mut forward).unwrap();
-        metrics.started = metrics.started.checked_sub(by).unwrap();
+    fn older(mut forward: ForwardMetrics, by: Duration) -> ForwardMetrics {
+        let counts = forward.counts.get_mut();
+        for moment in [Some(&mut forward.started), counts.held_since.as_mut()].into_iter().flatten() {
+            *moment = moment.checked_sub(by).unwrap();
+        }
         forward
     }
 
@@ -406,49 +310,50 @@ pub(crate) mod tests {
 
     #[test]
     fn a_forward_that_never_connects_is_connecting_at_first_and_then_failed() {
-        let young = forward("a:1/q", "b:1/q");
+        let young = forward();
         assert_eq!(young.state(), State::Connecting);
-        let old = older(forward("a:1/q", "b:1/q"), CONNECTING_FOR);
+        let old = older(forward(), CONNECTING_FOR);
         assert_eq!((old.state(), reasons(&old)), (State::Failed, vec![String::from("not connected yet")]));
         old.troubled(&old.config.source.server, "connection refused");
         assert_eq!(reasons(&old), ["connection refused"]);
         old.recovered(&old.config.source.server);
-        old.set_connected(true);
+        old.counts.lock().sessions = 1;
         assert_eq!((old.state(), reasons(&old)), (State::Working, vec![]));
     }
 
     #[test]
     fn a_forward_that_holds_jobs_without_progress_has_failed() {
-        let stuck = forward("a:1/q", "b:1/q");
-        stuck.set_connected(true);
+        let stuck = forward();
+        stuck.counts.lock().sessions = 1;
         stuck.set_held(1);
         assert_eq!(stuck.state(), State::Working);
-        let stuck = older(stuck, STALLED_AFTER + Duration::from_secs(1));
+        let stuck = older(stuck, STALLED_AFTER);
         assert_eq!((stuck.state(), reasons(&stuck)), (State::Failed, vec![String::from("no progress for 60 s")]));
         stuck.progressed();
         assert_eq!(stuck.state(), State::Working);
     }
 
     #[test]
-    fn sessions_are_counted_at_their_begin() {
-        let forward = forward("a:1/q", "b:1/q");
-        assert!(!forward.has_worked());
-        for (connected, sessions) in [(true, 1), (false, 1), (true, 2), (false, 2)] {
-            forward.set_connected(connected);
-            assert_eq!(forward.counts.sessions.get(), sessions);
-        }
-        assert!(forward.has_worked());
+    fn rates_are_those_between_two_questions() {
+        let (forward, now) = (forward(), Instant::now());
+        let rates = |after: u64| forward.counts.lock().rates(now + Duration::from_millis(after));
+        assert_eq!(rates(0), None);
+        forward.delivered(30, 1, 6000);
+        assert_eq!(rates(499), None);
+        assert_eq!(rates(2000), Some((15.0, 3000.0)));
+        assert_eq!(rates(2499), Some((15.0, 3000.0)));
+        assert_eq!(rates(2500), Some((0.0, 0.0)));
     }
 
     #[test]
     fn confirmations_are_counted_by_their_time() {
-        let forward = forward("a:1/q", "b:1/q");
+        let forward = forward();
         for (milliseconds, jobs) in [(0, 1), (5, 1), (6, 2), (120_000, 3), (120_001, 4)] {
             forward.confirmed(Duration::from_millis(milliseconds), jobs);
         }
-        let counts: Vec<u64> = forward.counts.confirmations.iter().map(Counter::get).collect();
-        assert_eq!(counts, [2, 2, 0, 0, 0, 0, 0, 3, 4]);
-        assert_eq!(forward.counts.confirmation_milliseconds.get(), 5 + 12 + 360_000 + 480_004);
+        let counts = forward.counts.lock();
+        assert_eq!(counts.confirmations, [2, 2, 0, 0, 0, 0, 0, 3, 4]);
+        assert_eq!(counts.confirmation_milliseconds, 5 + 12 + 360_000 + 480_004);
     }
 
     #[test]

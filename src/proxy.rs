@@ -325,14 +325,13 @@ impl Proxy<'_> {
             match queues {
                 Ok(queues) => {
                     self.common.outages.lock().back(&server.to_string(), &asker, 0, now);
-                    self.metrics.set_pattern_trouble(&server, None);
                     let too_many = queues.found.errors.first().map(ToString::to_string);
-                    self.metrics.set_pattern_error(&server, too_many);
+                    self.metrics.set_patterns(&server, Ok(too_many));
                     let wanted = self.known.update(&server, &queues, now);
                     news |= self.found.insert(server, wanted.clone()).unwrap_or_default() != wanted;
                 }
                 Err(error) => {
-                    self.metrics.set_pattern_trouble(&server, Some(&error.to_string()));
+                    self.metrics.set_patterns(&server, Err(&error.to_string()));
                     let lost = Lost {
                         server: server.to_string(),
                         role: "source",
@@ -402,9 +401,7 @@ impl Proxy<'_> {
         self.arrange_forwards(former_max_job_size);
         self.start_finder();
         if former.statusqueue != self.config.statusqueue || former.metricsfile != self.config.metricsfile {
-            if let Some(status) = self.status.take() {
-                status.stop();
-            }
+            self.status = None;
             self.start_status()?;
         }
         Ok(())
@@ -429,16 +426,14 @@ impl Proxy<'_> {
         }
         for forward in &left {
             let metrics = forward.metrics();
-            let (held, config) = (metrics.held(), &metrics.config);
+            let (held, config) = (metrics.counts.lock().held, &metrics.config);
             warn!(
                 "forward from {} has not stopped in time; {held} unacknowledged jobs return to the source",
                 config.source
             );
         }
         self.tell_outages(Instant::now());
-        if let Some(status) = self.status.take() {
-            status.stop();
-        }
+        self.status = None;
         drop(self.pidfile.take());
         info!("stopped");
         Ok(())

@@ -10,13 +10,13 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use crate::config::{Address, Server};
-use crate::metrics::{ForwardMetrics, Metrics, State, Trouble};
-use crate::sandbox;
+use crate::config::Server;
+use crate::metrics::{Counts, ForwardMetrics, Metrics, State, Trouble, Troubles};
 
 pub use worker::StatusWorker;
 
@@ -31,22 +31,46 @@ const MAX_REASON: usize = 80;
 const MAX_FILTER: usize = 1 << 10;
 const MAX_FILTER_SIZE: usize = 256 << 10;
 
+/// What is counted of each forward: name, type and explanation in the metrics file, names in the performance data (of all
+/// forwards in sum, and with `::` behind the queue's), and the value.
+type Figure = (&'static str, &'static str, &'static str, &'static [&'static str], fn(&Counts) -> Option<f64>);
+
+const FIGURES: [Figure; 13] = [
+    ("jobs_total", "counter", "Jobs delivered.", &["total_jobs", "::jobs"], |c| Some(c.jobs as f64)),
+    ("received_bytes_total", "counter", "Data of these as it came.", &["bytes_in"], |c| Some(c.bytes_in as f64)),
+    ("sent_bytes_total", "counter", "Data of these as it went.", SENT, |c| Some(c.bytes_out as f64)),
+    ("rejected_jobs_total", "counter", "Undeliverable jobs.", &["::rejected"], |c| Some(c.rejected as f64)),
+    ("failed_jobs_total", "counter", "Jobs rejected or failed.", &["total_errors"], |c| Some(c.errors as f64)),
+    ("expired_jobs_total", "counter", "Jobs older than max_age, dropped.", &["::expired"], |c| Some(c.expired as f64)),
+    ("sessions_total", "counter", "Times that both servers were connected.", &[], |c| Some(c.sessions as f64)),
+    ("held_jobs", "gauge", "Jobs taken and not yet acknowledged.", &[], |c| Some(c.held as f64)),
+    ("oldest_held_seconds", "gauge", "Age of the oldest held job.", &[], |c| seconds(c.oldest_held).or(Some(0.0))),
+    ("since_delivery_seconds", "gauge", "Time since the last delivery.", &[], |c| seconds(c.delivered)),
+    ("waiting_jobs", "gauge", "Jobs waiting at the source.", &[], |c| Some(c.waiting? as f64)),
+    ("destination_waiting_jobs", "gauge", "The same there.", &[], |c| Some(c.waiting_there? as f64)),
+    ("destination_in_use", "gauge", "Its place in the configuration, from 0.", &[], |c| Some(c.destination as f64)),
+];
+
+const SENT: &[&str] = &["bytes_out", "::bytes_out"];
+
+fn seconds(since: Option<Instant>) -> Option<f64> {
+    since.map(|since| since.elapsed().as_secs_f64())
+}
+
 /// The answer to `check`, to `check perfdatafilter=REGEX`, and to anything that is not understood.
 fn check(metrics: &Metrics, payload: &str) -> String {
     let filter = match payload.split_once("perfdatafilter=").map(|(_, filter)| compiled(filter)).transpose() {
         Ok(filter) => filter,
         Err(reason) => return format!("3:UNKNOWN - {reason}"),
     };
-    let mut values = performance(&metrics.forwards());
-    if let Some(filter) = filter {
-        values.retain(|name, _| filter.is_match(name.as_bytes()));
-    }
-    let Verdict { code, state, text, .. } = Verdict::of(metrics);
+    let verdict = Verdict::of(metrics);
+    let (code, state, text) = (verdict.code, verdict.state, verdict.text());
     let mut answer = format!("{code}:{state} - proxy version v{} running.{text}|", env!("CARGO_PKG_VERSION"));
-    let (of_queues, of_all): (Vec<_>, Vec<_>) = values.iter().partition(|(name, _)| name.contains("::"));
-    for (name, (value, unit)) in of_all.into_iter().chain(of_queues) {
-        // Writing to a String can't fail.
-        let _ = write!(answer, " '{name}'={value}{unit};;;");
+    for ((_, name), (value, unit)) in performance(&metrics.forwards()) {
+        if filter.as_ref().is_none_or(|filter| filter.is_match(name.as_bytes())) {
+            // Writing to a String can't fail.
+            let _ = write!(answer, " '{name}'={value}{unit};;;");
+        }
     }
     answer
 }
@@ -73,15 +97,10 @@ struct Verdict {
     /// The plugin's exit status.
     code: u8,
     state: &'static str,
-    /// What stands after `running.`: empty, or with a blank before it.
-    text: String,
+    /// What there is to tell, in sentences without a dot.
+    sentences: Vec<String>,
     forwards: usize,
     working: usize,
-}
-
-/// Whether the kernel restricts this process.
-fn seccomp() -> String {
-    format!("seccomp {}", sandbox::status())
 }
 
 impl Verdict {
@@ -89,43 +108,46 @@ impl Verdict {
         let forwards = metrics.forwards();
         let in_state = |state| forwards.iter().filter(|forward| forward.state() == state).count();
         let (working, connecting) = (in_state(State::Working), in_state(State::Connecting));
-        let mut text = String::new();
+        let mut sentences = Vec::new();
         let pattern_troubles = metrics.pattern_troubles();
         let failed = failed_servers(&forwards, &pattern_troubles);
         if !failed.is_empty() {
-            let servers: Vec<String> = failed.iter().map(|(server, reason)| format!("{server} ({reason})")).collect();
-            let _ = write!(text, " {} failed: {}.", plural(failed.len(), "server"), servers.join(", "));
+            sentences.push(format!("{} failed: {}", plural(failed.len(), "server"), failed.join(", ")));
         }
         let backlog: u64 = forwards.iter().map(|forward| backlog_of(forward)).sum();
         if backlog > 0 {
-            let _ = write!(text, " backlog contains {backlog} jobs.");
+            sentences.push(format!("backlog contains {backlog} jobs"));
         }
-        let rejects = forwards.iter().filter_map(|forward| Some((forward, forward.last_reject()?)));
-        if let Some((forward, last)) = rejects.max_by_key(|(_, reject)| reject.at)
-            && last.at.elapsed() < REJECTS_WARN
+        let rejects = forwards.iter().filter_map(|forward| {
+            let last = forward.counts.lock().last_reject.clone()?;
+            Some((last.at, last.reason, &forward.config.source.queue))
+        });
+        if let Some((at, reason, queue)) = rejects.max()
+            && at.elapsed() < REJECTS_WARN
         {
-            let rejected: u64 = forwards.iter().map(|forward| forward.counts.rejected.get()).sum();
-            let (queue, reason) = (label(&forward.config.source.queue), printable(&last.reason));
-            let _ = write!(text, " {rejected} jobs rejected, last in {queue} ({reason}).");
+            let rejected: u64 = forwards.iter().map(|forward| forward.counts.lock().rejected).sum();
+            sentences.push(format!("{rejected} jobs rejected, last in {} ({})", label(queue), printable(&reason)));
         }
-        for error in metrics.pattern_errors() {
-            let _ = write!(text, " {}.", label(&error));
-        }
-        if let Some(since) = metrics.configuration_wrong() {
-            let _ = write!(text, " configuration wrong since {}.", utc(since));
-        }
+        sentences.extend(metrics.pattern_errors().iter().map(|error| label(error)));
+        sentences
+            .extend(metrics.configuration_wrong().map(|since| format!("configuration wrong since {}", utc(since))));
         let none_expected = forwards.is_empty() && pattern_troubles.is_empty();
         let (code, state) = if working + connecting == 0 && !none_expected {
             (2, "CRITICAL")
-        } else if !text.is_empty() {
+        } else if !sentences.is_empty() {
             (1, "WARNING")
         } else {
             (0, "OK")
         };
         if connecting > 0 {
-            let _ = write!(text, " {} connecting.", plural(connecting, "forward"));
+            sentences.push(format!("{} connecting", plural(connecting, "forward")));
         }
-        Verdict { code, state, text, forwards: forwards.len(), working }
+        Verdict { code, state, sentences, forwards: forwards.len(), working }
+    }
+
+    /// The sentences, each with a blank before it.
+    fn text(&self) -> String {
+        self.sentences.iter().map(|sentence| format!(" {sentence}.")).collect()
     }
 
     /// How many forwards work.
@@ -140,7 +162,7 @@ impl Verdict {
 /// One line for a service manager: how many forwards there are, and what is wrong with them.
 pub fn summary(metrics: &Metrics) -> String {
     let verdict = Verdict::of(metrics);
-    format!("{}.{}", verdict.summary(), verdict.text)
+    format!("{}.{}", verdict.summary(), verdict.text())
 }
 
 fn plural(count: usize, what: &str) -> String {
@@ -149,58 +171,59 @@ fn plural(count: usize, what: &str) -> String {
 
 /// Jobs that wait although a forward should take them.
 fn backlog_of(forward: &ForwardMetrics) -> u64 {
-    match forward.state() {
-        State::Failed => forward.counts.waiting.get().unwrap_or(0).saturating_add(forward.held() as u64),
-        _ => 0,
-    }
+    let failed = forward.state() == State::Failed;
+    let counts = forward.counts.lock();
+    if failed { counts.waiting.unwrap_or(0).saturating_add(counts.held as u64) } else { 0 }
 }
 
 /// Each unavailable server with the reason that was there first, in order of `HOST:PORT`.
-fn failed_servers(
-    forwards: &[impl AsRef<ForwardMetrics>],
-    pattern_troubles: &BTreeMap<Server, Trouble>,
-) -> BTreeMap<String, String> {
+fn failed_servers(forwards: &[Arc<ForwardMetrics>], pattern_troubles: &Troubles) -> Vec<String> {
     let mut first = pattern_troubles.clone();
-    for (server, trouble) in forwards.iter().flat_map(|forward| forward.as_ref().troubles()) {
+    for (server, trouble) in forwards.iter().flat_map(|forward| forward.troubles()) {
         let known = first.entry(server).or_insert_with(|| trouble.clone());
         if (trouble.since, &trouble.reason) < (known.since, &known.reason) {
             *known = trouble;
         }
     }
-    first.into_iter().map(|(server, trouble)| (label(&server.to_string()), printable(&trouble.reason))).collect()
+    let told = |(server, trouble): (&Server, &Trouble)| {
+        format!("{} ({})", label(&server.to_string()), printable(&trouble.reason))
+    };
+    let mut failed: Vec<String> = first.iter().map(told).collect();
+    failed.sort();
+    failed
 }
 
-/// The performance data: name to value and unit, in byte order of the names.
-fn performance(forwards: &[impl AsRef<ForwardMetrics>]) -> BTreeMap<String, (u64, &'static str)> {
-    let forwards = || forwards.iter().map(AsRef::as_ref);
-    let mut values = BTreeMap::new();
-    let sources: BTreeSet<&Server> = forwards().map(|forward| &forward.config.source.server).collect();
-    values.insert(String::from("server"), (sources.len() as u64, ""));
-    values.insert(String::from("queues"), (forwards().count() as u64, ""));
-    values.insert(String::from("backlog"), (forwards().map(backlog_of).sum(), ""));
+/// The performance data: whether it is of one queue, and the name, to value and unit; in this order, names by their bytes.
+fn performance(forwards: &[Arc<ForwardMetrics>]) -> BTreeMap<(bool, String), (f64, &'static str)> {
+    let servers: BTreeSet<&Server> = forwards.iter().map(|forward| &forward.config.source.server).collect();
+    let backlog: u64 = forwards.iter().map(|forward| backlog_of(forward)).sum();
+    let all = [("server", servers.len() as f64), ("queues", forwards.len() as f64), ("backlog", backlog as f64)];
+    let mut values = BTreeMap::from(all.map(|(name, value)| ((false, name.to_owned()), (value, ""))));
 
-    let mut count = |name: &str, value: u64| values.entry(label(name)).or_insert((0, "c")).0 += value;
-    let mut servers_of: BTreeMap<&str, BTreeSet<&Server>> = BTreeMap::new();
-    for Address { server, queue } in forwards().map(|forward| &forward.config.source) {
-        servers_of.entry(queue).or_default().insert(server);
+    let mut count = |queue: &str, name: &str, value: f64| {
+        let of_queue = name.starts_with("::");
+        let name = if of_queue { label(queue) + name } else { name.to_owned() };
+        values.entry((of_queue, name)).or_insert((0.0, "c")).0 += value;
+    };
+    let mut forwards_of: BTreeMap<&str, usize> = BTreeMap::new();
+    for forward in forwards {
+        *forwards_of.entry(&forward.config.source.queue).or_default() += 1;
     }
-    for total in ["bytes_in", "bytes_out", "total_errors", "total_jobs"] {
-        count(total, 0);
+    for (.., names, value) in FIGURES {
+        for name in names {
+            // Those of all are there without a forward too.
+            if !name.starts_with("::") {
+                count("", name, 0.0);
+            }
+            for forward in forwards {
+                count(&forward.config.source.queue, name, value(&forward.counts.lock()).unwrap_or(0.0));
+            }
+        }
     }
-    for forward in forwards() {
+    for forward in forwards {
         let source = &forward.config.source;
-        let queue = &source.queue;
-        let jobs = forward.counts.jobs.get();
-        count("bytes_in", forward.counts.bytes_in.get());
-        count("bytes_out", forward.counts.bytes_out.get());
-        count("total_errors", forward.counts.errors.get());
-        count("total_jobs", jobs);
-        count(&format!("{queue}::bytes_out"), forward.counts.bytes_out.get());
-        count(&format!("{queue}::jobs"), jobs);
-        count(&format!("{queue}::rejected"), forward.counts.rejected.get());
-        count(&format!("{queue}::expired"), forward.counts.expired.get());
-        if servers_of.get(queue.as_str()).is_some_and(|servers| servers.len() > 1) {
-            count(&format!("{source}::jobs"), jobs);
+        if forwards_of.get(source.queue.as_str()).is_some_and(|&forwards| forwards > 1) {
+            count(&source.to_string(), "::jobs", forward.counts.lock().jobs as f64);
         }
     }
     values
@@ -211,17 +234,12 @@ fn performance(forwards: &[impl AsRef<ForwardMetrics>]) -> BTreeMap<String, (u64
 fn label(name: &str) -> String {
     let mut label = String::with_capacity(name.len());
     for character in name.chars() {
-        match character {
-            '\'' | '"' | '=' | '|' | ';' | '\\' => {
-                let _ = write!(label, "%{:02X}", u32::from(character));
-            }
-            ' '..='~' => label.push(character),
-            _ if character.is_alphanumeric() => label.push(character),
-            _ => {
-                let mut bytes = [0; 4];
-                for byte in character.encode_utf8(&mut bytes).bytes() {
-                    let _ = write!(label, "%{byte:02X}");
-                }
+        let printable = matches!(character, ' '..='~') || character.is_alphanumeric();
+        if printable && !"'\"=|;\\".contains(character) {
+            label.push(character);
+        } else {
+            for byte in character.encode_utf8(&mut [0; 4]).bytes() {
+                let _ = write!(label, "%{byte:02X}");
             }
         }
     }
@@ -257,16 +275,22 @@ fn utc(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Instant;
-
     use super::*;
+    use crate::config::{Address, ForwardConfig};
     use crate::metrics::Reject;
-    use crate::metrics::tests::forward;
+
+    /// A forward that has never connected, from `HOST:PORT/QUEUE` to another; text of no address will do.
+    pub fn forward(source: &str, destination: &str) -> Arc<ForwardMetrics> {
+        let address = |text: &str| {
+            let (server, queue) = text.split_once('/').unwrap();
+            Address { server: Server::parse(server).unwrap(), queue: queue.to_owned() }
+        };
+        Arc::new(ForwardMetrics::new(&ForwardConfig::between(address(source), address(destination))))
+    }
 
     fn at_work(source: &str, destination: &str) -> Arc<ForwardMetrics> {
         let forward = forward(source, destination);
-        forward.set_connected(true);
+        forward.counts.lock().sessions += 1;
         forward
     }
 
@@ -285,9 +309,11 @@ mod tests {
     }
 
     fn trouble(forward: &ForwardMetrics, server: &str, reason: &str, since: Instant) {
-        let (host, port) = server.rsplit_once(':').unwrap();
-        let server = Server { host: host.to_owned(), port: port.parse().unwrap() };
-        forward.troubles.lock().insert(server, Trouble { reason: reason.to_owned(), since });
+        forward
+            .counts
+            .lock()
+            .troubles
+            .insert(Server::parse(server).unwrap(), Trouble { reason: reason.to_owned(), since });
     }
 
     fn ask(forwards: &[Arc<ForwardMetrics>], payload: &str) -> String {
@@ -316,7 +342,7 @@ mod tests {
         let forwards = two();
         forwards[0].delivered(3, 1000, 1200);
         forwards[0].rejected("bad base64");
-        forwards[0].failed();
+        forwards[0].counts.lock().errors += 1;
         forwards[1].delivered(4, 10, 20);
         forwards[1].expired(6);
         let answer = ask(&forwards, "check");
@@ -354,7 +380,7 @@ mod tests {
 
     #[test]
     fn one_queue_name_on_two_servers_adds_up_and_counts_alone_too() {
-        let forwards = [at_work("a:1/q", "c:1/q"), at_work("::1:2/q", "c:1/r"), at_work("a:1/other", "c:1/other")];
+        let forwards = [at_work("a:1/q", "c:1/q"), at_work("[::1]:2/q", "c:1/r"), at_work("a:1/other", "c:1/other")];
         forwards[0].delivered(3, 0, 30);
         forwards[1].delivered(4, 0, 40);
         let answer = ask(&forwards, "check");
@@ -403,14 +429,13 @@ mod tests {
         let metrics = Metrics::default();
         let server = Server { host: String::from("h"), port: 1 };
         let message = |metrics| check(metrics, "check").split_once('|').unwrap().0.to_owned();
-        metrics.set_pattern_trouble(&server, Some("connection refused"));
+        metrics.set_patterns(&server, Err("connection refused"));
         let failed = "1 server failed: h:1 (connection refused).";
         assert_eq!(message(&metrics), format!("2:CRITICAL - proxy version v1.0.0 running. {failed}"));
         metrics.set_forwards(two().to_vec());
         assert_eq!(message(&metrics), format!("1:WARNING - proxy version v1.0.0 running. {failed}"));
-        metrics.set_pattern_trouble(&server, None);
-        metrics
-            .set_pattern_error(&server, Some(String::from("1001 queues match the pattern in line 2, relaying 1000")));
+        let too_many = "1001 queues match the pattern in line 2, relaying 1000";
+        metrics.set_patterns(&server, Ok(Some(too_many.to_owned())));
         assert_eq!(
             message(&metrics),
             "1:WARNING - proxy version v1.0.0 running. h:1: 1001 queues match the pattern in line 2, relaying 1000."
@@ -438,10 +463,10 @@ mod tests {
     fn everything_that_applies_is_told_in_order() {
         let forwards = two();
         trouble(&forwards[0], "192.168.1.33:4730", "connection refused", Instant::now());
-        forwards[0].counts.waiting.set(Some(90));
+        forwards[0].counts.lock().waiting = Some(90);
         forwards[0].set_held(10);
         forwards[1].set_held(7);
-        forwards[1].counts.waiting.set(Some(7));
+        forwards[1].counts.lock().waiting = Some(7);
         forwards[1].rejected("bad base64");
         assert_eq!(
             text(&forwards),
@@ -465,7 +490,7 @@ mod tests {
         let forwards = [forward("a:1/x", "b:1/x"), forward("a:1/y", "b:1/y")];
         assert_eq!(text(&forwards), "0:OK - proxy version v1.0.0 running. 2 forwards connecting.");
         assert_eq!(summary(&all(&forwards)), "0 of 2 forwards working. 2 forwards connecting.");
-        forwards[0].set_connected(true);
+        forwards[0].counts.lock().sessions += 1;
         assert_eq!(summary(&all(&forwards)), "1 of 2 forwards working. 1 forward connecting.");
         trouble(&forwards[0], "b:1", "down", Instant::now());
         trouble(&forwards[1], "b:1", "down", Instant::now());
@@ -476,7 +501,7 @@ mod tests {
     fn what_a_working_forward_holds_is_no_backlog() {
         let forwards = two();
         forwards[0].set_held(4096);
-        forwards[0].counts.waiting.set(Some(5));
+        forwards[0].counts.lock().waiting = Some(5);
         assert!(ask(&forwards, "check").starts_with("0:OK - proxy version v1.0.0 running.| 'backlog'=0;;; "));
     }
 
@@ -489,7 +514,7 @@ mod tests {
         forwards[0].given_back(12);
         forwards[0].set_held(0);
         assert!(text(&forwards).ends_with(" backlog contains 12 jobs."));
-        forwards[0].counts.waiting.set(Some(13));
+        forwards[0].counts.lock().waiting = Some(13);
         assert!(text(&forwards).ends_with(" backlog contains 13 jobs."));
     }
 
@@ -498,7 +523,7 @@ mod tests {
         let forwards = two();
         let ago = |seconds| {
             let at = Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
-            *forwards[0].last_reject.lock() = Some(Reject { reason: String::from("why"), at });
+            forwards[0].counts.lock().last_reject = Some(Reject { reason: String::from("why"), at });
         };
         ago(15 * 60 - 5);
         assert_eq!(

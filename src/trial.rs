@@ -161,7 +161,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::config::{LogTarget, Place, Priority};
+    use crate::config::{LogTarget, Place};
     use crate::stages::Stages;
     use crate::stages::cipher::Cipher;
     use crate::stages::substitution::Substitution;
@@ -180,17 +180,11 @@ mod tests {
             patterns: Vec::new(),
             forwards: vec![ForwardConfig {
                 place: Place { file: Arc::new("proxy.conf".into()), line: 7 },
-                source: Address::parse("127.0.0.1:4730/special").unwrap(),
-                destinations: vec![Address::parse("192.168.1.33/special").unwrap()],
                 stages,
-                asynchronous: true,
-                workers: 1,
-                prefetch: 4096,
-                prefetch_is_explicit: false,
-                priority: Priority::Normal,
-                timeout: None,
-                max_age: None,
-                reject_queue: None,
+                ..ForwardConfig::between(
+                    Address::parse("127.0.0.1:4730/special").unwrap(),
+                    Address::parse("192.168.1.33/special").unwrap(),
+                )
             }],
             warnings: Vec::new(),
         }

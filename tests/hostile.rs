@@ -10,10 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
+use gearman_proxy::config::{Address, ForwardConfig, Server};
 use gearman_proxy::forward::{Common, Forward, Predecessor, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
-use gearman_proxy::stages::Stages;
 use support::peer::*;
 use support::stub::Line;
 use support::{Gearmand, Proxy, Queue, Status, Stub, free_port, loopback, numbered, wait_for};
@@ -35,18 +34,9 @@ fn start_with(
         queue: "work".to_owned(),
     };
     let config = ForwardConfig {
-        place: Place { file: Arc::new("test".into()), line: 1 },
-        source: address(source),
-        destinations: vec![address(destination)],
-        stages: Stages::default(),
         asynchronous,
-        workers: 1,
         prefetch: if asynchronous { 4096 } else { 1 },
-        prefetch_is_explicit: false,
-        priority: Priority::Normal,
-        timeout: None,
-        max_age: None,
-        reject_queue: None,
+        ..ForwardConfig::between(address(source), address(destination))
     };
     let mut common = Common::default();
     (common.max_job_size, common.timing) = (max_job_size, timing);
@@ -71,7 +61,7 @@ fn a_forward_stops_in_time_though_there_is_no_room_for_the_jobs_on_their_way() {
     let forward = start(source.address(), destination.address, true, timing);
     let mut line = destination.greet();
     line.submission();
-    wait_for("it holds as many as there is room for", || forward.metrics().held() == 2);
+    wait_for("it holds as many as there is room for", || forward.metrics().counts.lock().held == 2);
     stop(forward);
     wait_for("all have gone back", || source.status("work") == Queue { total: 4, running: 0, workers: 0 });
 }

@@ -9,9 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gearman_proxy::config::{Address, ForwardConfig, Place, Priority, Server};
+use gearman_proxy::config::{Address, ForwardConfig, Server};
 use gearman_proxy::metrics::{ForwardMetrics, Metrics};
-use gearman_proxy::stages::Stages;
 use gearman_proxy::status::StatusWorker;
 
 /// A gearmand on a free port, killed when dropped.
@@ -100,23 +99,10 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 fn metrics(forwards: &[(Address, Address)]) -> Arc<Metrics> {
     let metrics = Metrics::default();
     let forwards = forwards.iter().map(|(source, destination)| {
-        Arc::new(ForwardMetrics::new(&ForwardConfig {
-            place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
-            source: source.clone(),
-            destinations: vec![destination.clone()],
-            stages: Stages::default(),
-            asynchronous: true,
-            workers: 1,
-            prefetch: 4096,
-            prefetch_is_explicit: false,
-            priority: Priority::Normal,
-            timeout: None,
-            max_age: None,
-            reject_queue: None,
-        }))
+        Arc::new(ForwardMetrics::new(&ForwardConfig::between(source.clone(), destination.clone())))
     });
     metrics.set_forwards(forwards.collect());
-    metrics.forwards().iter().for_each(|forward| forward.set_connected(true));
+    metrics.forwards().iter().for_each(|forward| forward.counts.lock().sessions += 1);
     Arc::new(metrics)
 }
 
@@ -156,7 +142,7 @@ fn the_status_is_answered_to_the_letter() {
     let table = server.ask("proxy_status", "table 100x20");
     assert!(table.starts_with("0:OK - gearman-proxy 1.0.0, process "), "{table}");
     assert!(table.contains("\n  a -> d  "), "{table}");
-    worker.stop();
+    drop(worker);
 }
 
 #[test]
@@ -166,7 +152,7 @@ fn a_request_of_any_length_is_answered_and_the_next_one_too() {
     let long = format!("check perfdatafilter=^queues$ {}", "x".repeat(3 << 20));
     assert_eq!(server.ask("proxy_status", &long), "0:OK - proxy version v1.0.0 running.| 'queues'=0;;;");
     assert_eq!(server.ask("proxy_status", "check perfdatafilter=x"), "0:OK - proxy version v1.0.0 running.|");
-    worker.stop();
+    drop(worker);
 }
 
 #[test]
@@ -183,7 +169,7 @@ fn many_ask_at_once() {
             });
         }
     });
-    worker.stop();
+    drop(worker);
 }
 
 #[test]
@@ -195,7 +181,7 @@ fn it_comes_back_when_the_job_server_does() {
     drop(server);
     let server = Gearmand::start_on(port);
     assert!(server.ask("proxy_status", "check").starts_with("0:OK"));
-    worker.stop();
+    drop(worker);
 }
 
 #[test]
@@ -204,7 +190,7 @@ fn a_stop_leaves_the_job_server_at_once() {
     let worker = start(server.queue("proxy_status"), metrics(&[])).unwrap();
     wait_until("it takes jobs", || server.admin("status").contains("proxy_status\t0\t0\t1\n"));
     let began = Instant::now();
-    worker.stop();
+    drop(worker);
     assert!(began.elapsed() < Duration::from_millis(500));
     wait_until("it has left", || server.admin("status").contains("proxy_status\t0\t0\t0\n"));
 }
@@ -218,7 +204,7 @@ fn a_stop_does_not_wait_for_a_dead_or_a_hanging_server() {
     for address in [dead, hung] {
         let worker = start(address, metrics(&[])).unwrap();
         let began = Instant::now();
-        worker.stop();
+        drop(worker);
         assert!(began.elapsed() < Duration::from_secs(2));
     }
 }
@@ -250,7 +236,7 @@ fn the_backlog_of_a_forward_in_trouble_is_what_waits_at_its_source() {
     );
     metrics.forwards()[0].recovered(&dead);
     assert_eq!(performance(&server.ask("proxy_status", "check"))["backlog"], 0);
-    worker.stop();
+    drop(worker);
 }
 
 /// A job server of the test's own: answers the greeting, then does as the test says.
@@ -299,7 +285,20 @@ fn a_server_that_speaks_nonsense_is_left_and_tried_again() {
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest);
     }
-    worker.stop();
+    drop(worker);
+}
+
+#[test]
+fn a_server_that_answers_more_than_it_was_asked_is_left() {
+    let (fake, address) = Fake::start();
+    let worker = start(address, metrics(&[])).unwrap();
+    let mut stream = fake.accept();
+    stream.write_all(&b"\0RES\0\0\0\x0a\0\0\0\0".repeat(200)).unwrap();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    let requests = rest.windows(4).filter(|window| window == b"\0REQ").count();
+    assert!(requests <= 3, "CAN_DO, GRAB_JOB_UNIQ, PRE_SLEEP and {} more", requests - 3);
+    drop(worker);
 }
 
 #[test]
@@ -324,5 +323,5 @@ fn a_storm_of_wake_ups_burns_nothing() {
         }
     }
     assert!((2..60).contains(&grabs), "{grabs} grabs in 3 s");
-    worker.stop();
+    drop(worker);
 }

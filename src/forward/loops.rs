@@ -93,7 +93,7 @@ impl Loops {
     /// The forward closes a loop; its forwards in words.
     pub fn check(&self, shared: &Shared) -> Result<(), String> {
         let connected = Instant::now();
-        let address = shared.teller.metrics().destination().1;
+        let address = shared.teller.metrics().destination();
         let workers = self.workers(shared, &address.server, connected);
         let mut known = self.known.lock();
         let leads_to = known.takers(&workers, &address.queue);

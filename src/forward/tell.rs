@@ -112,7 +112,7 @@ impl Teller {
 
     fn back(&self, server: &Server) {
         self.metrics.recovered(server);
-        let waiting = self.metrics.counts.waiting.get().unwrap_or(0);
+        let waiting = self.metrics.counts.lock().waiting.unwrap_or(0);
         self.outages.lock().back(&server.to_string(), &self.name, waiting, Instant::now());
     }
 
@@ -121,7 +121,7 @@ impl Teller {
         let destination = |index: usize| destinations.get(index).map_or(&source.server, |address| &address.server);
         match tell {
             Tell::Relaying { after } => {
-                self.metrics.set_connected(true);
+                self.metrics.counts.lock().sessions += 1;
                 self.back(&source.server);
                 match after {
                     None if !self.began.swap(true, Ordering::Relaxed) => {
@@ -130,7 +130,7 @@ impl Teller {
                     _ => debug!("forwarding {} again", self.name),
                 }
             }
-            Tell::Apart => self.metrics.set_connected(false),
+            Tell::Apart => {}
             Tell::SourceLost { cause, retry } => {
                 self.lost(&source.server, "source", &cause, format!("trying again in {}", seconds(retry)));
             }
@@ -160,7 +160,7 @@ impl Teller {
                 }
             }
             Tell::Switched { destination: index, released } => {
-                self.metrics.set_destination(index);
+                self.metrics.counts.lock().destination = index;
                 // While none of them can be connected, each is tried in turn.
                 let level = if released { Level::Info } else { Level::Debug };
                 if let Some(address) = destinations.get(index) {
@@ -190,7 +190,7 @@ impl Teller {
             Tell::Progress => self.metrics.progressed(),
             Tell::Rejected { handle, reason, moved } => self.rejected(&handle, &reason, moved),
             Tell::Failed { handle, reason } => {
-                self.metrics.failed();
+                self.metrics.counts.lock().errors += 1;
                 let (handle, reason) = (escaped(&handle), self.words(&reason));
                 self.limited(
                     |limiters| &mut limiters.rejected,

@@ -131,8 +131,6 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Place, Priority};
-    use crate::stages::Stages;
 
     fn server() -> Server {
         Server { host: String::from("a"), port: 4730 }
@@ -142,20 +140,7 @@ mod tests {
     fn queues(names: &[&str]) -> Queues {
         let forward = |name: &&str| {
             let source = Address { server: server(), queue: name.trim_end_matches('!').to_owned() };
-            ForwardConfig {
-                place: Place { file: Arc::new("proxy.conf".into()), line: 1 },
-                destinations: vec![source.clone()],
-                source,
-                stages: Stages::default(),
-                asynchronous: true,
-                workers: 1,
-                prefetch: 4096,
-                prefetch_is_explicit: false,
-                priority: Priority::Normal,
-                timeout: None,
-                max_age: None,
-                reject_queue: None,
-            }
+            ForwardConfig::between(source.clone(), source)
         };
         Queues {
             found: Found { forwards: names.iter().map(forward).collect(), errors: Vec::new() },

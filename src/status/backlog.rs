@@ -1,6 +1,6 @@
 //! How many jobs wait at the servers of the forwards: asked in the background, never while answering.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -11,84 +11,70 @@ use crate::gearman::connection::Limits;
 use crate::latch::Latch;
 use crate::metrics::{ForwardMetrics, Metrics, State};
 
-/// How often the servers are asked.
-pub(super) const INTERVAL: Duration = Duration::from_secs(10);
+/// How often the servers are asked, seconds.
+pub(super) const INTERVAL: u64 = 10;
 
 const LIMITS: Limits = Limits { connect: Duration::from_secs(2), answer: Duration::from_secs(2) };
 
 /// What a thread that asks one server needs, bytes.
 const STACK_SIZE: usize = 128 << 10;
 
-/// Which of a forward's queues is meant.
-#[derive(Debug, Clone, Copy)]
-enum End {
-    Source,
-    Destination,
-}
+/// The threads that ask: each server has one of its own, so that one that hangs delays none of the others.
+pub(super) type Asking = BTreeMap<Server, JoinHandle<()>>;
 
-/// Asks the servers. Each is asked by a thread of its own, so that one that hangs delays none of the others.
-#[derive(Debug)]
-pub(super) struct Sampler {
-    stop: Latch,
-    asking: BTreeMap<Server, JoinHandle<()>>,
-}
-
-impl Sampler {
-    pub(super) fn new(stop: Latch) -> Sampler {
-        Sampler { stop, asking: BTreeMap::new() }
+/// Begins a round; the answers come into the metrics as they arrive. The sources of failed forwards are asked, or `all`
+/// forwards' sources and destinations.
+pub(super) fn round(asking: &mut Asking, metrics: &Metrics, all: bool, stop: &Latch) {
+    let (asked, well): (Vec<_>, Vec<_>) =
+        metrics.forwards().into_iter().partition(|forward| all || forward.state() == State::Failed);
+    for forward in well {
+        forward.counts.lock().waiting = None;
     }
-
-    /// Begins a round; the answers come into the metrics as they arrive. The sources of failed forwards are asked, or `all`
-    /// forwards' sources and destinations.
-    pub(super) fn round(&mut self, metrics: &Metrics, all: bool) {
-        let mut questions: BTreeMap<Server, Vec<(String, End, Arc<ForwardMetrics>)>> = BTreeMap::new();
-        let mut ask = |address: &Address, end, forward: &Arc<ForwardMetrics>| {
-            let Address { server, queue } = address.clone();
-            questions.entry(server).or_default().push((queue, end, Arc::clone(forward)));
-        };
-        for forward in metrics.forwards() {
-            if all || forward.state() == State::Failed {
-                ask(&forward.config.source, End::Source, &forward);
-            } else {
-                forward.counts.waiting.set(None);
-            }
-            if all {
-                ask(forward.destination().1, End::Destination, &forward);
-            }
+    let mut forwards_of: BTreeMap<Server, Vec<Arc<ForwardMetrics>>> = BTreeMap::new();
+    for forward in asked {
+        let destination = all.then(|| forward.destination().server.clone());
+        for server in destination.into_iter().chain([forward.config.source.server.clone()]) {
+            forwards_of.entry(server).or_default().push(Arc::clone(&forward));
         }
-        self.asking.retain(|_, thread| !thread.is_finished());
-        for (server, questions) in questions {
-            if self.asking.contains_key(&server) {
-                continue;
-            }
-            let (there, stop) = (server.clone(), self.stop.clone());
-            let builder = thread::Builder::new().name(String::from("backlog")).stack_size(STACK_SIZE);
-            match builder.spawn(move || answer(&there, &questions, &stop)) {
-                Ok(thread) => drop(self.asking.insert(server, thread)),
-                Err(error) => log::debug!("backlog at {server} not asked: no thread: {error}"),
-            }
+    }
+    asking.retain(|_, thread| !thread.is_finished());
+    for (server, forwards) in forwards_of {
+        if asking.contains_key(&server) {
+            continue;
+        }
+        let (there, stop) = (server.clone(), stop.clone());
+        let builder = thread::Builder::new().name(String::from("backlog")).stack_size(STACK_SIZE);
+        match builder.spawn(move || answer(&there, &forwards, &stop)) {
+            Ok(thread) => drop(asking.insert(server, thread)),
+            Err(error) => log::debug!("backlog at {server} not asked: no thread: {error}"),
         }
     }
 }
 
 /// Asks one server for all that is to be known of it.
-fn answer(server: &Server, questions: &[(String, End, Arc<ForwardMetrics>)], stop: &Latch) {
-    let wanted: BTreeSet<&str> = questions.iter().map(|(queue, ..)| queue.as_str()).collect();
-    let mut waiting = BTreeMap::new();
+fn answer(server: &Server, forwards: &[Arc<ForwardMetrics>], stop: &Latch) {
+    // A queue that the server doesn't name is empty.
+    let ends = forwards.iter().flat_map(|forward| [&forward.config.source, forward.destination()]);
+    let mut waiting: BTreeMap<&str, u64> =
+        ends.filter(|end| end.server == *server).map(|end| (end.queue.as_str(), 0)).collect();
     let answer = admin::each_queue(server, &LIMITS, stop, |queue, status| {
-        if let Some(&queue) = wanted.get(queue) {
-            waiting.insert(queue, status.waiting());
+        if let Some(jobs) = waiting.get_mut(queue) {
+            *jobs = status.waiting();
         }
     });
     if let Err(error) = &answer {
         log::debug!("backlog at {server} unknown: {error}");
+        waiting.clear();
     }
-    for (queue, end, forward) in questions {
-        // A queue that the server doesn't name is empty.
-        let jobs = answer.is_ok().then(|| waiting.get(queue.as_str()).copied().unwrap_or(0));
-        match end {
-            End::Source => forward.counts.waiting.set(jobs),
-            End::Destination => forward.counts.waiting_there.set(jobs),
+    for forward in forwards {
+        let jobs = |end: &Address| waiting.get(end.queue.as_str()).copied();
+        let (source, destination) = (&forward.config.source, forward.destination());
+        let mut counts = forward.counts.lock();
+        if source.server == *server {
+            counts.waiting = jobs(source);
+        }
+        if destination.server == *server {
+            counts.waiting_there = jobs(destination);
         }
     }
 }
@@ -100,7 +86,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::metrics::tests::forward;
+    use crate::status::tests::forward;
 
     fn dead() -> Server {
         Server { host: String::from("127.0.0.1"), port: 1 }
@@ -108,7 +94,7 @@ mod tests {
 
     fn to_nowhere(source: &Address) -> Arc<ForwardMetrics> {
         let forward = forward(&source.to_string(), "127.0.0.1:1/there");
-        forward.set_connected(true);
+        forward.counts.lock().sessions += 1;
         forward
     }
 
@@ -142,21 +128,21 @@ mod tests {
         let metrics = Metrics::default();
         let forwards = [to_nowhere(&well), to_nowhere(&ill)];
         metrics.set_forwards(forwards.to_vec());
-        let mut sampler = Sampler::new(Latch::default());
-        sampler.round(&metrics, false);
-        assert!(sampler.asking.is_empty());
+        let (mut asking, stop) = (Asking::new(), Latch::default());
+        round(&mut asking, &metrics, false, &stop);
+        assert!(asking.is_empty());
 
         forwards[1].troubled(&dead(), "down");
-        sampler.round(&metrics, false);
-        assert_eq!(sampler.asking.keys().collect::<Vec<_>>(), [&ill.server]);
+        round(&mut asking, &metrics, false, &stop);
+        assert_eq!(asking.keys().collect::<Vec<_>>(), [&ill.server]);
         answer(&listener);
-        wait_until("answered", || forwards[1].counts.waiting.get().is_some());
-        assert_eq!(forwards[1].counts.waiting.get(), Some(3));
-        assert_eq!(forwards[0].counts.waiting.get(), None);
+        wait_until("answered", || forwards[1].counts.lock().waiting.is_some());
+        assert_eq!(forwards[1].counts.lock().waiting, Some(3));
+        assert_eq!(forwards[0].counts.lock().waiting, None);
 
         forwards[1].recovered(&dead());
-        sampler.round(&metrics, false);
-        assert_eq!(forwards[1].counts.waiting.get(), None);
+        round(&mut asking, &metrics, false, &stop);
+        assert_eq!(forwards[1].counts.lock().waiting, None);
     }
 
     #[test]
@@ -166,17 +152,17 @@ mod tests {
         let metrics = Metrics::default();
         let forwards = [to_nowhere(&hung), to_nowhere(&ill)];
         metrics.set_forwards(forwards.to_vec());
-        assert!(forwards.iter().all(|forward| forward.troubled(&dead(), "down")));
-        let mut sampler = Sampler::new(Latch::default());
+        forwards.iter().for_each(|forward| forward.troubled(&dead(), "down"));
+        let (mut asking, stop) = (Asking::new(), Latch::default());
         let began = Instant::now();
-        sampler.round(&metrics, false);
-        sampler.round(&metrics, false);
+        round(&mut asking, &metrics, false, &stop);
+        round(&mut asking, &metrics, false, &stop);
         answer(&listener);
-        wait_until("answered", || forwards[1].counts.waiting.get().is_some());
+        wait_until("answered", || forwards[1].counts.lock().waiting.is_some());
         assert!(began.elapsed() < LIMITS.answer, "the other was waited for");
-        assert_eq!(forwards[0].counts.waiting.get(), None);
+        assert_eq!(forwards[0].counts.lock().waiting, None);
+        let _asked = hanging.accept().unwrap();
         hanging.set_nonblocking(true).unwrap();
-        assert!(hanging.accept().is_ok());
         assert!(hanging.accept().is_err());
     }
 
@@ -187,14 +173,14 @@ mod tests {
         let forward = to_nowhere(&ill);
         metrics.set_forwards(vec![Arc::clone(&forward)]);
         forward.troubled(&dead(), "down");
-        let mut sampler = Sampler::new(Latch::default());
-        sampler.round(&metrics, false);
+        let (mut asking, stop) = (Asking::new(), Latch::default());
+        round(&mut asking, &metrics, false, &stop);
         answer(&listener);
-        wait_until("answered", || forward.counts.waiting.get().is_some());
+        wait_until("answered", || forward.counts.lock().waiting.is_some());
         drop(listener);
-        wait_until("the first question ended", || sampler.asking.values().all(JoinHandle::is_finished));
-        sampler.round(&metrics, false);
-        wait_until("refused", || forward.counts.waiting.get().is_none());
+        wait_until("the first question ended", || asking.values().all(JoinHandle::is_finished));
+        round(&mut asking, &metrics, false, &stop);
+        wait_until("refused", || forward.counts.lock().waiting.is_none());
     }
 
     #[test]
@@ -202,14 +188,14 @@ mod tests {
         let (here, at_source) = source();
         let (there, at_destination) = source();
         let forward = forward(&here.to_string(), &there.to_string());
-        forward.set_connected(true);
+        forward.counts.lock().sessions += 1;
         let metrics = Metrics::default();
         metrics.set_forwards(vec![Arc::clone(&forward)]);
-        Sampler::new(Latch::default()).round(&metrics, true);
+        round(&mut Asking::new(), &metrics, true, &Latch::default());
         answer(&at_source);
         answer(&at_destination);
         wait_until("both answered", || {
-            forward.counts.waiting.get() == Some(3) && forward.counts.waiting_there.get() == Some(3)
+            forward.counts.lock().waiting == Some(3) && forward.counts.lock().waiting_there == Some(3)
         });
     }
 }

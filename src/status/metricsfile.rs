@@ -10,14 +10,14 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Verdict, label};
+use super::{FIGURES, Verdict, label};
 use crate::metrics::{CONFIRMATION_BUCKETS, ForwardMetrics, Metrics};
 use crate::sandbox;
 
-/// How often the file is written.
-pub(super) const INTERVAL: Duration = Duration::from_secs(15);
+/// How often the file is written, seconds.
+pub(super) const INTERVAL: u64 = 15;
 
 #[derive(Debug)]
 pub(super) struct MetricsFile {
@@ -36,9 +36,8 @@ impl MetricsFile {
         match &written {
             Ok(()) if self.failed => log::info!("metrics file {path}: written again"),
             Err(error) if !self.failed => {
-                let interval = INTERVAL.as_secs();
                 log::warn!(
-                    "metrics file {path} can't be written: {error}; trying again every {interval} s; check its folder"
+                    "metrics file {path} can't be written: {error}; trying again every {INTERVAL} s; check its folder"
                 );
             }
             _ => {}
@@ -65,30 +64,6 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     written
 }
 
-/// What is told of each forward: name, type, explanation, and where the value comes from.
-type Family = (&'static str, &'static str, &'static str, fn(&ForwardMetrics) -> Option<f64>);
-
-const FAMILIES: [Family; 14] = [
-    ("state", "gauge", "0 working, 1 connecting for the first time, 2 failed.", |f| Some(f.state() as u8 as f64)),
-    ("jobs_total", "counter", "Jobs delivered.", |f| Some(f.counts.jobs.get() as f64)),
-    ("received_bytes_total", "counter", "Data of these as it came.", |f| Some(f.counts.bytes_in.get() as f64)),
-    ("sent_bytes_total", "counter", "Data of these as it went.", |f| Some(f.counts.bytes_out.get() as f64)),
-    ("rejected_jobs_total", "counter", "Undeliverable jobs.", |f| Some(f.counts.rejected.get() as f64)),
-    ("failed_jobs_total", "counter", "Jobs rejected or failed.", |f| Some(f.counts.errors.get() as f64)),
-    ("expired_jobs_total", "counter", "Jobs older than max_age, dropped.", |f| Some(f.counts.expired.get() as f64)),
-    ("sessions_total", "counter", "Times that both servers were connected.", |f| Some(f.counts.sessions.get() as f64)),
-    ("held_jobs", "gauge", "Jobs taken and not yet acknowledged.", |f| Some(f.held() as f64)),
-    ("oldest_held_seconds", "gauge", "Age of the oldest held job.", |f| Some(seconds(f.oldest_held()).unwrap_or(0.0))),
-    ("since_delivery_seconds", "gauge", "Time since the last delivery.", |f| seconds(f.last_delivery())),
-    ("waiting_jobs", "gauge", "Jobs waiting at the source.", |f| Some(f.counts.waiting.get()? as f64)),
-    ("destination_waiting_jobs", "gauge", "The same there.", |f| Some(f.counts.waiting_there.get()? as f64)),
-    ("destination_in_use", "gauge", "Its place in the configuration, from 0.", |f| Some(f.destination().0 as f64)),
-];
-
-fn seconds(time: Option<Duration>) -> Option<f64> {
-    time.map(|time| time.as_secs_f64())
-}
-
 /// The whole file.
 fn text(metrics: &Metrics, now: SystemTime) -> String {
     let mut out = String::new();
@@ -107,7 +82,7 @@ fn text(metrics: &Metrics, now: SystemTime) -> String {
 
     let forwards: Vec<(String, Arc<ForwardMetrics>)> =
         metrics.forwards().into_iter().map(|forward| (labels(&forward), forward)).collect();
-    for (name, kind, help, value) in FAMILIES {
+    let mut family = |name: &str, kind, help, value: &dyn Fn(&ForwardMetrics) -> Option<f64>| {
         let mut values = forwards.iter().filter_map(|(labels, forward)| Some((labels, value(forward)?))).peekable();
         if values.peek().is_some() {
             head(&mut out, &format!("forward_{name}"), kind, help);
@@ -115,24 +90,28 @@ fn text(metrics: &Metrics, now: SystemTime) -> String {
         for (labels, value) in values {
             let _ = writeln!(out, "gearman_proxy_forward_{name}{{{labels}}} {value}");
         }
+    };
+    let state = "0 working, 1 connecting for the first time, 2 failed.";
+    family("state", "gauge", state, &|forward| Some(f64::from(forward.state() as u8)));
+    for (name, kind, help, _, value) in FIGURES {
+        family(name, kind, help, &|forward| value(&forward.counts.lock()));
     }
     if !forwards.is_empty() {
         head(&mut out, "forward_confirmation_seconds", "histogram", "Time from a job's grab to its confirmation.");
     }
     for (labels, forward) in &forwards {
-        let mut line = |suffix: &str, end: &str, value: &dyn Display| {
+        let mut line = |suffix: &str, end: &str, value: f64| {
             let _ = writeln!(out, "gearman_proxy_forward_confirmation_seconds_{suffix}{{{labels}{end}}} {value}");
         };
-        let mut count = 0;
-        for (jobs, end) in
-            forward.counts.confirmations.iter().zip(CONFIRMATION_BUCKETS.map(Some).into_iter().chain([None]))
-        {
-            count += jobs.get();
-            let end = end.map_or(String::from("+Inf"), |end| (end as f64 / 1000.0).to_string());
-            line("bucket", &format!(",le=\"{end}\""), &count);
+        let counts = forward.counts.lock();
+        let mut count = 0.0;
+        let ends = CONFIRMATION_BUCKETS.iter().map(|&end| (end as f64 / 1000.0).to_string()).chain(["+Inf".to_owned()]);
+        for (&jobs, end) in counts.confirmations.iter().zip(ends) {
+            count += jobs as f64;
+            line("bucket", &format!(",le=\"{end}\""), count);
         }
-        line("sum", "", &(forward.counts.confirmation_milliseconds.get() as f64 / 1000.0));
-        line("count", "", &count);
+        line("sum", "", counts.confirmation_milliseconds as f64 / 1000.0);
+        line("count", "", count);
     }
     out
 }
@@ -152,9 +131,10 @@ fn labels(forward: &ForwardMetrics) -> String {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::time::Duration;
 
     use super::*;
-    use crate::metrics::tests::forward;
+    use crate::status::tests::forward;
 
     fn folder(name: &str) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("gearman-proxy-metrics-{}-{name}", std::process::id()));
@@ -168,12 +148,12 @@ mod tests {
         let metrics = Metrics::default();
         let forward = forward("a:1/it\"s\\", "b:1/q");
         metrics.set_forwards(vec![Arc::clone(&forward)]);
-        forward.set_connected(true);
+        forward.counts.lock().sessions += 1;
         forward.delivered(3, 30, 40);
         forward.confirmed(Duration::from_millis(20), 2);
         forward.confirmed(Duration::from_secs(200), 1);
         forward.rejected("bad base64");
-        forward.counts.waiting.set(Some(7));
+        forward.counts.lock().waiting = Some(7);
         let text = text(&metrics, UNIX_EPOCH + Duration::from_secs(99));
         let labels = r#"source="a:1",destination="b:1",queue="it%22s%5C""#;
         for line in [

@@ -1,11 +1,12 @@
 //! The answer to `table`: the forwards as a person wants to see them, the worst first.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::{REJECTS_WARN, Verdict, label, printable, seccomp};
-use crate::config::{Address, Server};
+use super::{REJECTS_WARN, Verdict, label, printable};
 use crate::metrics::{ForwardMetrics, Metrics, State};
+use crate::sandbox;
 
 /// The largest table, characters and lines, and the one without a size.
 const LARGEST: (usize, usize) = (1000, 500);
@@ -18,39 +19,6 @@ const STATE: usize = 36;
 /// The columns of numbers and the room that each takes with the blanks before it.
 const COLUMNS: [(&str, usize); 5] = [("JOBS/S", 9), ("BYTES/S", 9), ("HELD", 7), ("WAITING", 9), ("REJECTED", 10)];
 
-/// Two questions closer together than this are answered with the same rates.
-const RATE_OVER: Duration = Duration::from_millis(500);
-
-/// Jobs and bytes a second, between two questions.
-#[derive(Debug, Default)]
-pub(super) struct Rates {
-    asked: Option<Instant>,
-    counted: BTreeMap<Address, (u64, u64)>,
-    a_second: BTreeMap<Address, (f64, f64)>,
-}
-
-impl Rates {
-    fn sample(&mut self, metrics: &Metrics, now: Instant) {
-        let elapsed = self.asked.map(|asked| now.saturating_duration_since(asked));
-        if elapsed.is_some_and(|elapsed| elapsed < RATE_OVER) {
-            return;
-        }
-        self.a_second.clear();
-        let mut counted = BTreeMap::new();
-        for forward in metrics.forwards() {
-            let source = forward.config.source.clone();
-            let (jobs, bytes) = (forward.counts.jobs.get(), forward.counts.bytes_out.get());
-            if let (Some(elapsed), Some(before)) = (elapsed, self.counted.get(&source)) {
-                // A reload may have begun again at 0.
-                let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed.as_secs_f64();
-                self.a_second.insert(source.clone(), (rate(jobs, before.0), rate(bytes, before.1)));
-            }
-            counted.insert(source, (jobs, bytes));
-        }
-        (self.counted, self.asked) = (counted, Some(now));
-    }
-}
-
 /// One forward's line.
 struct Row {
     name: String,
@@ -62,65 +30,60 @@ struct Row {
 
 /// The table in the size that `payload` asks for (`table 120x50`), without a line end behind the last line. It begins as
 /// the answer to `check` does: `0:OK - `.
-pub(super) fn table(metrics: &Metrics, payload: &str, rates: &mut Rates, started: Instant) -> String {
-    let now = Instant::now();
-    rates.sample(metrics, now);
+pub(super) fn table(metrics: &Metrics, payload: &str, started: Instant) -> String {
     let (columns, lines) = size(payload);
     let verdict = Verdict::of(metrics);
+    let Verdict { code, state, .. } = &verdict;
+    let (version, process, up) = (env!("CARGO_PKG_VERSION"), std::process::id(), age(started.elapsed()));
+    let (summary, seccomp) = (verdict.summary(), sandbox::status());
     let mut out = vec![format!(
-        "{}:{} - gearman-proxy {}, process {}, up {}: {}; {}",
-        verdict.code,
-        verdict.state,
-        env!("CARGO_PKG_VERSION"),
-        std::process::id(),
-        age(now.saturating_duration_since(started)),
-        verdict.summary(),
-        seccomp()
+        "{code}:{state} - gearman-proxy {version}, process {process}, up {up}: {summary}; seccomp {seccomp}"
     )];
-    out.extend(verdict.text.split_inclusive(". ").map(|sentence| sentence.trim().to_owned()));
+    out.extend(verdict.sentences.iter().map(|sentence| format!("{sentence}.")));
 
     // The forwards between the same two servers stand together.
-    let mut groups: Vec<((Server, Server), Vec<Row>)> = Vec::new();
+    let mut groups: Vec<(String, Vec<Row>)> = Vec::new();
     for forward in metrics.forwards() {
-        let ends = (forward.config.source.server.clone(), forward.destination().1.server.clone());
-        let row = row(&forward, rates);
+        let ends = label(&format!("{} -> {}", forward.config.source.server, forward.destination().server));
+        let row = row(&forward);
         match groups.iter_mut().find(|(of, _)| *of == ends) {
             Some((_, rows)) => rows.push(row),
             None => groups.push((ends, vec![row])),
         }
     }
     for (_, rows) in &mut groups {
-        rows.sort_by_key(|row| std::cmp::Reverse(row.severity));
+        rows.sort_by_key(|row| Reverse(row.severity));
     }
-    groups.sort_by_key(|(_, rows)| std::cmp::Reverse(rows.first().map(|row| row.severity)));
+    groups.sort_by_key(|(_, rows)| Reverse(rows.first().map(|row| row.severity)));
 
-    let all: usize = groups.iter().map(|(_, rows)| rows.len()).sum();
-    let longest = groups.iter().flat_map(|(_, rows)| rows).map(|row| row.name.chars().count()).max().unwrap_or(0);
+    // The name's column takes what the others leave.
+    let rows = || groups.iter().flat_map(|(_, rows)| rows);
+    let longest = rows().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let numbers: usize = COLUMNS.iter().map(|(_, width)| width).sum();
-    let state = groups.iter().flat_map(|(_, rows)| rows).map(|row| 2 + row.state.len()).max().unwrap_or(0).min(STATE);
+    let state = rows().map(|row| 2 + row.state.len()).max().unwrap_or(0).min(STATE);
     let width = longest.min(columns.saturating_sub(2 + numbers + state).max(MIN_NAME)).max("FORWARD".len());
     out.push(line("FORWARD", width + 2, &COLUMNS.map(|(title, _)| title.to_owned()), "STATE"));
-    let mut shown = 0;
-    for ((source, destination), rows) in &groups {
-        // A head without a row says nothing, and one line is kept for what is left out.
-        if out.len() + 2 >= lines.max(4) && shown < all {
-            break;
-        }
-        out.push(label(&format!("{source} -> {destination}")));
-        let names = cut_names(rows.iter().map(|row| row.name.as_str()), width);
-        for (row, name) in rows.iter().zip(names) {
-            if out.len() + usize::from(shown + 1 < all) >= lines.max(4) {
-                break;
-            }
-            out.push(line(&format!("  {name}"), width + 2, &row.numbers, &row.state));
-            shown += 1;
-        }
+    // Each line with how many forwards stand in it.
+    let mut body: Vec<(usize, String)> = Vec::new();
+    for (ends, rows) in &groups {
+        body.push((0, ends.clone()));
+        let names = cut_names(&rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(), width);
+        let lines =
+            rows.iter().zip(names).map(|(row, name)| line(&format!("  {name}"), width + 2, &row.numbers, &row.state));
+        body.extend(lines.map(|line| (1, line)));
     }
-    if shown < all {
-        let hidden = all - shown;
-        let seen_failed = verdict.forwards - verdict.working;
-        let rest = if shown >= seen_failed { "all working" } else { "not all of them working" };
-        out.push(format!("... and {hidden} more, {rest}"));
+    let room = lines.max(4).saturating_sub(out.len());
+    if body.len() > room {
+        // One line is kept for what is left out, and a head without a row says nothing.
+        body.truncate(room.saturating_sub(1));
+        body.pop_if(|(forwards, _)| *forwards == 0);
+    }
+    let shown: usize = body.iter().map(|(forwards, _)| forwards).sum();
+    out.extend(body.into_iter().map(|(_, line)| line));
+    if shown < verdict.forwards {
+        let failed = verdict.forwards - verdict.working;
+        let rest = if shown >= failed { "all working" } else { "not all of them working" };
+        out.push(format!("... and {} more, {rest}", verdict.forwards - shown));
     }
     let cut = |line: &String| line.chars().take(columns).collect::<String>().trim_end().to_owned();
     out.iter().take(lines).map(cut).collect::<Vec<_>>().join("\n")
@@ -135,37 +98,38 @@ fn size(payload: &str) -> (usize, usize) {
     (columns.clamp(1, LARGEST.0), lines.clamp(1, LARGEST.1))
 }
 
-fn row(forward: &ForwardMetrics, rates: &Rates) -> Row {
-    let (source, (_, destination)) = (&forward.config.source, forward.destination());
-    let name = match source.queue == destination.queue {
-        true => label(&source.queue),
-        false => label(&format!("{} -> {}", source.queue, destination.queue)),
+fn row(forward: &ForwardMetrics) -> Row {
+    let (source, destination) = (&forward.config.source, forward.destination());
+    let (state, troubles) = (forward.state(), forward.troubles());
+    let mut counts = forward.counts.lock();
+    let rates = counts.rates(Instant::now());
+    let shown = |number: Option<f64>| number.map_or_else(|| String::from("-"), short);
+    let reject = counts.last_reject.as_ref().filter(|reject| reject.at.elapsed() < REJECTS_WARN);
+    let text = if let Some((server, trouble)) = troubles.iter().min_by_key(|(_, trouble)| trouble.since) {
+        let since = age(trouble.since.elapsed());
+        format!("down {since}: {} ({})", printable(&trouble.reason), label(&server.to_string()))
+    } else if state == State::Connecting {
+        String::from("connecting")
+    } else if let Some(reject) = reject {
+        format!("working, rejected {} ago: {}", age(reject.at.elapsed()), printable(&reject.reason))
+    } else {
+        String::from("working")
     };
-    let unknown = || String::from("-");
-    let rate = rates.a_second.get(source);
-    let numbers = [
-        rate.map_or_else(unknown, |rate| short(rate.0)),
-        rate.map_or_else(unknown, |rate| short(rate.1)),
-        forward.held().to_string(),
-        forward.counts.waiting.get().map_or_else(unknown, |jobs| short(jobs as f64)),
-        short(forward.counts.rejected.get() as f64),
-    ];
-    let troubles = forward.troubles();
-    let first = troubles.iter().min_by_key(|(_, trouble)| trouble.since);
-    let reject = forward.last_reject().filter(|reject| reject.at.elapsed() < REJECTS_WARN);
-    let state = forward.state();
-    let text = match (first, &reject) {
-        (Some((server, trouble)), _) => {
-            let since = age(trouble.since.elapsed());
-            format!("down {since}: {} ({})", printable(&trouble.reason), label(&server.to_string()))
-        }
-        (None, _) if state == State::Connecting => String::from("connecting"),
-        (None, Some(reject)) => {
-            format!("working, rejected {} ago: {}", age(reject.at.elapsed()), printable(&reject.reason))
-        }
-        (None, None) => String::from("working"),
-    };
-    Row { name, numbers, state: text, severity: (state, reject.is_some()) }
+    Row {
+        name: match source.queue == destination.queue {
+            true => label(&source.queue),
+            false => label(&format!("{} -> {}", source.queue, destination.queue)),
+        },
+        numbers: [
+            shown(rates.map(|(jobs, _)| jobs)),
+            shown(rates.map(|(_, bytes)| bytes)),
+            counts.held.to_string(),
+            shown(counts.waiting.map(|jobs| jobs as f64)),
+            short(counts.rejected as f64),
+        ],
+        state: text,
+        severity: (state, reject.is_some()),
+    }
 }
 
 fn line(name: &str, width: usize, numbers: &[String; COLUMNS.len()], state: &str) -> String {
@@ -177,30 +141,23 @@ fn line(name: &str, width: usize, numbers: &[String; COLUMNS.len()], state: &str
 }
 
 /// Names of at most `width` characters, cut in the middle, no two of them alike.
-fn cut_names<'n>(names: impl Iterator<Item = &'n str>, width: usize) -> Vec<String> {
-    let names: Vec<&str> = names.collect();
+fn cut_names(names: &[&str], width: usize) -> Vec<String> {
     // What fits stays as it is, so that no other may look like it.
-    let mut taken: BTreeSet<String> =
-        names.iter().filter(|name| name.chars().count() <= width).map(|&name| name.to_owned()).collect();
+    let fits = |name: &str| name.chars().count() <= width;
+    let mut taken: BTreeSet<String> = names.iter().filter(|name| fits(name)).map(|&name| name.to_owned()).collect();
     let mut cut = |name: &str| {
         let characters: Vec<char> = name.chars().collect();
-        if characters.len() <= width {
-            return name.to_owned();
-        }
         // The same beginning and end: then they are numbered.
-        let numbered = (0..).map(|number| if number == 0 { String::from("~") } else { format!("~{number}~") });
-        for sign in numbered {
-            let room = width.saturating_sub(sign.chars().count());
-            let tail = characters.len() - room / 2;
-            let head = characters.iter().take(room - room / 2);
-            let cut: String = head.copied().chain(sign.chars()).chain(characters.iter().skip(tail).copied()).collect();
-            if taken.insert(cut.clone()) {
-                return cut;
-            }
-        }
-        name.to_owned()
+        let signs = (0u32..).map(|number| if number == 0 { String::from("~") } else { format!("~{number}~") });
+        let mut candidates = signs.map(|sign| {
+            let room = width.saturating_sub(sign.len());
+            let (head, tail) = (room - room / 2, characters.len() - room / 2);
+            let (head, tail) = (characters.iter().take(head), characters.iter().skip(tail));
+            head.copied().chain(sign.chars()).chain(tail.copied()).collect::<String>()
+        });
+        candidates.find(|cut| taken.insert(cut.clone())).unwrap_or_default()
     };
-    names.iter().map(|name| cut(name)).collect()
+    names.iter().map(|name| if fits(name) { (*name).to_owned() } else { cut(name) }).collect()
 }
 
 /// `3.2`, `950`, `12.3k`, `4.5M`: at most six characters.
@@ -233,17 +190,17 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::metrics::tests::forward;
+    use crate::status::tests::forward;
 
     fn show(forwards: &[Arc<ForwardMetrics>], payload: &str) -> String {
         let metrics = Metrics::default();
         metrics.set_forwards(forwards.to_vec());
-        table(&metrics, payload, &mut Rates::default(), Instant::now())
+        table(&metrics, payload, Instant::now())
     }
 
     fn at_work(source: &str, destination: &str) -> Arc<ForwardMetrics> {
         let forward = forward(source, destination);
-        forward.set_connected(true);
+        forward.counts.lock().sessions += 1;
         forward
     }
 
@@ -257,8 +214,8 @@ mod tests {
         ];
         forwards[0].delivered(12, 1, 1);
         forwards[2].set_held(5);
-        forwards[2].counts.waiting.set(Some(1_234_567));
-        forwards[2].troubled(&forwards[2].destination().1.server, "connection refused");
+        forwards[2].counts.lock().waiting = Some(1_234_567);
+        forwards[2].troubled(&forwards[2].destination().server, "connection refused");
         let text = show(&forwards, "table 200x50");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("1:WARNING - gearman-proxy 1.0.0, process "), "{text}");
@@ -297,29 +254,11 @@ mod tests {
     #[test]
     fn names_are_cut_in_the_middle_and_never_alike() {
         let names = ["hostgroup_customer_berlin", "hostgroup_customer_bern", "short", "hostgro~_berlin"];
-        assert_eq!(
-            cut_names(names.into_iter(), 15),
-            ["hostgr~1~berlin", "hostgro~er_bern", "short", "hostgro~_berlin"]
-        );
+        assert_eq!(cut_names(&names, 15), ["hostgr~1~berlin", "hostgro~er_bern", "short", "hostgro~_berlin"]);
         let alike: Vec<String> = (0..40).map(|n| format!("hostgroup_{n:030}_customer")).collect();
-        let cut = cut_names(alike.iter().map(String::as_str), 12);
+        let cut = cut_names(&alike.iter().map(String::as_str).collect::<Vec<_>>(), 12);
         assert_eq!(cut.iter().collect::<BTreeSet<_>>().len(), 40, "{cut:?}");
         assert!(cut.iter().all(|name| name.chars().count() == 12), "{cut:?}");
-    }
-
-    #[test]
-    fn rates_are_those_between_two_questions() {
-        let forward = at_work("a:1/x", "b:1/x");
-        let metrics = Metrics::default();
-        metrics.set_forwards(vec![Arc::clone(&forward)]);
-        let (mut rates, now) = (Rates::default(), Instant::now());
-        rates.sample(&metrics, now);
-        assert!(rates.a_second.is_empty());
-        forward.delivered(30, 1, 6000);
-        rates.sample(&metrics, now + Duration::from_millis(499));
-        assert!(rates.a_second.is_empty());
-        rates.sample(&metrics, now + Duration::from_secs(2));
-        assert_eq!(rates.a_second[&forward.config.source], (15.0, 3000.0));
     }
 
     #[test]

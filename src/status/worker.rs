@@ -2,18 +2,19 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::mem;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::backlog::{self, Sampler};
-use super::metricsfile::MetricsFile;
-use super::table::{self, Rates};
-use super::{check, metricsfile};
+use super::backlog::{self, Asking};
+use super::check;
+use super::metricsfile::{self, MetricsFile};
+use super::table::table;
 use crate::config::Address;
 use crate::gearman::connection::{Connection, ConnectionError, Limits, error_code};
-use crate::gearman::packet::{Packet, ProtocolError, kind, put_request};
+use crate::gearman::packet::{Packet, ProtocolError, kind, request};
 use crate::latch::Latch;
 use crate::metrics::Metrics;
 
@@ -31,10 +32,10 @@ const IDLE_PROBE: Duration = Duration::from_secs(30);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LAST_BACKOFF: Duration = Duration::from_secs(15);
 
-/// Wake-ups in a row that brought no job before each further one is waited for.
+/// Wake-ups in a row that brought no job before each further one is waited for longer.
 const FREE_WAKEUPS: u32 = 16;
 
-/// Packets without a request before the session ends.
+/// Packets that nothing asked for before the session ends.
 const SPARE_PACKETS: u32 = 64;
 
 /// Of a longer request only the beginning is looked at, bytes: a queue's name, a handle, an id and a filter.
@@ -61,13 +62,11 @@ impl StatusWorker {
         metricsfile: Option<PathBuf>,
         metrics: Arc<Metrics>,
     ) -> io::Result<StatusWorker> {
-        let stop = Latch::default();
-        let mut worker = StatusWorker { stop: stop.clone(), threads: Vec::new() };
-        let background = Arc::clone(&metrics);
-        let stopped = stop.clone();
-        worker.spawn("background", move || in_background(&background, metricsfile, &stopped))?;
+        let mut worker = StatusWorker { stop: Latch::default(), threads: Vec::new() };
+        let (background, stop) = (Arc::clone(&metrics), worker.stop.clone());
+        worker.spawn("background", move || in_background(&background, metricsfile, &stop))?;
         if let Some(address) = address {
-            let tried = Latch::default();
+            let (tried, stop) = (Latch::default(), worker.stop.clone());
             let status = Status { address, metrics, stop, tried: tried.clone(), started: Instant::now() };
             worker.spawn("status", move || status.run())?;
             tried.wait(FIRST_CONNECTION);
@@ -79,45 +78,35 @@ impl StatusWorker {
         self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(work)?);
         Ok(())
     }
-
-    /// Stops answering: the job under way is answered or goes back to the server.
-    pub fn stop(self) {}
 }
 
+/// Stops answering: the job under way is answered or goes back to the server.
 impl Drop for StatusWorker {
     fn drop(&mut self) {
         self.stop.set();
         let deadline = Instant::now() + STOP_LIMIT;
-        for thread in self.threads.drain(..) {
-            while !thread.is_finished() && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(1));
-            }
-            if thread.is_finished() {
-                let _ = thread.join();
-            }
+        while !self.threads.iter().all(JoinHandle::is_finished) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
 /// Samples the backlog and writes the metrics file.
-fn in_background(metrics: &Arc<Metrics>, file: Option<PathBuf>, stop: &Latch) {
+fn in_background(metrics: &Metrics, file: Option<PathBuf>, stop: &Latch) {
     let mut file = file.map(MetricsFile::new);
-    let mut sampler = Sampler::new(stop.clone());
-    let all = file.is_some();
-    let now = Instant::now();
-    // The first samples are there when the file is first written.
-    let (mut sample, mut write) = (if all { now } else { now + backlog::INTERVAL }, now + Duration::from_secs(1));
-    while !stop.wait(sample.min(write).saturating_duration_since(Instant::now())) {
-        let now = Instant::now();
-        if now >= sample {
-            sampler.round(metrics, all);
-            sample = now + backlog::INTERVAL;
+    let mut asking = Asking::new();
+    for second in 0u64.. {
+        // The first samples are there when the file is first written; without one they are not needed at once.
+        if second % backlog::INTERVAL == 0 && (second > 0 || file.is_some()) {
+            backlog::round(&mut asking, metrics, file.is_some(), stop);
         }
-        if now >= write {
-            if let Some(file) = &mut file {
-                file.write(metrics);
-            }
-            write = now + metricsfile::INTERVAL;
+        if second % metricsfile::INTERVAL == 1
+            && let Some(file) = &mut file
+        {
+            file.write(metrics);
+        }
+        if stop.wait(Duration::from_secs(1)) {
+            return;
         }
     }
 }
@@ -137,10 +126,10 @@ struct Status {
 
 impl Status {
     fn run(&self) {
-        let (mut reported, mut backoff, mut rates) = (None, FIRST_BACKOFF, Rates::default());
+        let (mut reported, mut backoff) = (None, FIRST_BACKOFF);
         loop {
             let began = Instant::now();
-            let Err(error) = self.session(&mut reported, &mut rates);
+            let Err(error) = self.session(&mut reported);
             self.tried.set();
             if self.stop.is_set() {
                 return;
@@ -166,39 +155,56 @@ impl Status {
     }
 
     /// The life of one connection.
-    fn session(&self, reported: &mut Reported, rates: &mut Rates) -> Result<Infallible, ConnectionError> {
+    fn session(&self, reported: &mut Reported) -> Result<Infallible, ConnectionError> {
         let Address { server, queue } = &self.address;
-        let connection = Connection::open(server, &format!("gearman-proxy/{queue}"), &LIMITS, &self.stop)?;
+        let mut connection = Connection::open(server, &format!("gearman-proxy/{queue}"), &LIMITS, &self.stop)?;
         self.tried.set();
-        let mut session = Session { connection, asked: None, last_grab: Instant::now(), spare: SPARE_PACKETS };
-        session.send(kind::CAN_DO, &[queue.as_bytes()])?;
-        session.grab()?;
-        let mut fruitless = 0;
+        send(&mut connection, kind::CAN_DO, &[queue.as_bytes()])?;
+        // Whether to ask for a job, whether the last time is unanswered, and when that was.
+        let (mut grab, mut asked, mut grabbed) = (true, false, Instant::now());
+        let (mut fruitless, mut spare) = (0u32, SPARE_PACKETS);
         loop {
-            match session.next()? {
-                Event::Job { handle, payload } => {
-                    fruitless = 0;
-                    self.answered(reported);
-                    let answer = self.answer(&payload, rates);
-                    session.send(kind::WORK_COMPLETE, &[&handle, answer.as_bytes()])?;
-                    session.grab()?;
+            if mem::take(&mut grab) {
+                send(&mut connection, kind::GRAB_JOB_UNIQ, &[])?;
+                (asked, grabbed) = (true, Instant::now());
+            }
+            let due = grabbed + if asked { ANSWER_LIMIT } else { IDLE_PROBE };
+            let Some((kind, body)) = next(&mut connection, due)? else {
+                if asked {
+                    return Err(ConnectionError::NoAnswer(ANSWER_LIMIT));
                 }
-                Event::NoJob => {
+                grab = true;
+                continue;
+            };
+            match kind {
+                kind::JOB_ASSIGN_UNIQ if asked => {
+                    let ([handle, _queue, _unique], payload) = Packet { kind, body: &body }.arguments()?;
                     self.answered(reported);
-                    session.asked = None;
-                    session.send(kind::PRE_SLEEP, &[])?;
+                    let answer = self.answer(payload);
+                    send(&mut connection, kind::WORK_COMPLETE, &[handle, answer.as_bytes()])?;
+                    (grab, fruitless, spare) = (true, 0, SPARE_PACKETS);
                 }
-                Event::WakeUp => {
+                kind::NO_JOB if asked => {
+                    self.answered(reported);
+                    send(&mut connection, kind::PRE_SLEEP, &[])?;
+                    (asked, spare) = (false, SPARE_PACKETS);
+                }
+                kind::NOOP if !asked => {
                     fruitless += 1;
-                    if fruitless > FREE_WAKEUPS {
-                        let exponent = (fruitless - FREE_WAKEUPS).min(10);
-                        let pause = Duration::from_millis(1 << exponent).min(Duration::from_secs(1));
-                        if self.stop.wait(pause) {
-                            return Err(ConnectionError::Stopped);
-                        }
+                    // From a millisecond to a second.
+                    if self.stop.wait(Duration::from_millis(1 << fruitless.saturating_sub(FREE_WAKEUPS).min(10))) {
+                        return Err(ConnectionError::Stopped);
                     }
-                    session.grab()?;
+                    grab = true;
                 }
+                // Nothing asked for it. While a job is asked for, the answer to that tells more than a wake-up.
+                kind::JOB_ASSIGN_UNIQ | kind::NO_JOB | kind::NOOP | kind::ERROR | kind::ECHO_RES | kind::OPTION_RES => {
+                    if kind == kind::ERROR {
+                        log::debug!("status queue: the server says {}", error_code(&body));
+                    }
+                    spare = spare.checked_sub(1).ok_or(ProtocolError::Unexpected(kind))?;
+                }
+                other => return Err(ProtocolError::Unexpected(other).into()),
             }
         }
     }
@@ -210,94 +216,31 @@ impl Status {
         }
     }
 
-    fn answer(&self, payload: &[u8], rates: &mut Rates) -> String {
+    fn answer(&self, payload: &[u8]) -> String {
         let payload = String::from_utf8_lossy(payload);
         // Of an id of 63 bytes gearmand leaves a NUL before the data.
         let payload = payload.trim_start_matches('\0');
         match payload.split_whitespace().next() {
-            Some("table") => table::table(&self.metrics, payload, rates, self.started),
+            Some("table") => table(&self.metrics, payload, self.started),
             _ => check(&self.metrics, payload),
         }
     }
 }
 
-/// What a server told.
-enum Event {
-    Job { handle: Vec<u8>, payload: Vec<u8> },
-    NoJob,
-    WakeUp,
+fn send(connection: &mut Connection, kind: u32, arguments: &[&[u8]]) -> Result<(), ConnectionError> {
+    connection.send(&request(kind, arguments), ANSWER_LIMIT)
 }
 
-struct Session {
-    connection: Connection,
-    /// Since when a grab is unanswered.
-    asked: Option<Instant>,
-    last_grab: Instant,
-    spare: u32,
-}
-
-impl Session {
-    fn send(&mut self, kind: u32, arguments: &[&[u8]]) -> Result<(), ConnectionError> {
-        let mut request = Vec::new();
-        put_request(&mut request, kind, arguments);
-        self.connection.send(&request, ANSWER_LIMIT)
-    }
-
-    fn grab(&mut self) -> Result<(), ConnectionError> {
-        self.send(kind::GRAB_JOB_UNIQ, &[])?;
-        self.last_grab = Instant::now();
-        self.asked = Some(self.last_grab);
-        Ok(())
-    }
-
-    /// Waits for a packet that matters; an idle server is probed meanwhile.
-    fn next(&mut self) -> Result<Event, ConnectionError> {
-        loop {
-            let due = self.asked.map_or(self.last_grab + IDLE_PROBE, |since| since + ANSWER_LIMIT);
-            let event = match self.connection.next(due, MAX_REQUEST) {
-                Ok(Some(packet)) => event(&packet)?,
-                Ok(None) if self.asked.is_some() => return Err(ConnectionError::NoAnswer(ANSWER_LIMIT)),
-                Ok(None) => {
-                    self.grab()?;
-                    continue;
-                }
-                // A request of any length is answered: left in the queue, it would come again with every connection.
-                Err(ConnectionError::Protocol(ProtocolError::TooLong(length))) => {
-                    let (kind, body) = self.connection.next_cut(MAX_REQUEST, ANSWER_LIMIT)?;
-                    if kind != kind::JOB_ASSIGN_UNIQ {
-                        return Err(ProtocolError::TooLong(length).into());
-                    }
-                    event(&Packet { kind, body: &body })?
-                }
-                Err(error) => return Err(error),
-            };
-            match event {
-                // While a job is asked for, the answer to that tells all.
-                Some(Event::WakeUp) if self.asked.is_some() => {}
-                Some(event) => {
-                    self.spare = SPARE_PACKETS;
-                    return Ok(event);
-                }
-                None => {}
-            }
-            self.spare = self.spare.checked_sub(1).ok_or(ProtocolError::Unexpected(kind::ERROR))?;
+/// The next packet's type and body, `None` when nothing came until `due`.
+fn next(connection: &mut Connection, due: Instant) -> Result<Option<(u32, Vec<u8>)>, ConnectionError> {
+    match connection.next(due, MAX_REQUEST) {
+        Ok(packet) => Ok(packet.map(|packet| (packet.kind, packet.body.to_vec()))),
+        // A request of any length is answered: left in the queue, it would come again with every connection.
+        Err(ConnectionError::Protocol(ProtocolError::TooLong(length))) => {
+            let (kind, body) = connection.next_cut(MAX_REQUEST, ANSWER_LIMIT)?;
+            let request = kind == kind::JOB_ASSIGN_UNIQ;
+            request.then_some(Some((kind, body))).ok_or(ProtocolError::TooLong(length).into())
         }
+        Err(error) => Err(error),
     }
-}
-
-fn event(packet: &Packet<'_>) -> Result<Option<Event>, ConnectionError> {
-    Ok(match packet.kind {
-        kind::JOB_ASSIGN_UNIQ => {
-            let ([handle, _queue, _unique], payload) = packet.arguments()?;
-            Some(Event::Job { handle: handle.to_vec(), payload: payload.to_vec() })
-        }
-        kind::NO_JOB => Some(Event::NoJob),
-        kind::NOOP => Some(Event::WakeUp),
-        kind::ERROR => {
-            log::debug!("status queue: the server says {}", error_code(packet.body));
-            None
-        }
-        kind::ECHO_RES | kind::OPTION_RES => None,
-        other => return Err(ProtocolError::Unexpected(other).into()),
-    })
 }

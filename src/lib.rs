@@ -30,4 +30,5 @@ pub mod relay;
 pub mod sandbox;
 pub mod stages;
 pub mod status;
+pub mod syntax;
 pub mod trial;

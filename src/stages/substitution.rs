@@ -7,7 +7,6 @@
 mod pattern;
 
 use std::fmt;
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +14,7 @@ use pattern::{Flags, Pattern, reads_array};
 use regex::bytes::CaptureLocations;
 
 use super::bounds::{Bounds, Failure};
+use crate::syntax::{SyntaxError, fail};
 
 /// A compiled substitution.
 #[derive(Debug, Clone)]
@@ -62,101 +62,117 @@ impl Groups {
     }
 }
 
-/// What is wrong with a substitution.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubstitutionError {
-    /// What is wrong and, where that is known, what would be right; several lines where they point into the pattern.
-    pub message: String,
-    /// Where in the substitution's text, bytes from its start, always between two characters.
-    pub offset: usize,
+/// A place in a text that is read from left to right.
+#[derive(Clone, Copy)]
+struct Cursor<'t> {
+    text: &'t str,
+    /// Bytes from the text's beginning.
+    place: usize,
 }
 
-fn fail<T>(offset: usize, message: impl Into<String>) -> Result<T, SubstitutionError> {
-    Err(SubstitutionError { message: message.into(), offset })
-}
-
-/// Reads `/PART/`, whose first delimiter stands at `start` or after blanks there: the delimiters, and where the part
-/// begins and ends.
-fn delimited(text: &str, start: usize, part: &str) -> Result<((u8, u8), usize, usize), SubstitutionError> {
-    let offset = start + blanks(text, start);
-    let (open, close) = match text.get(offset..).and_then(|rest| rest.chars().next()) {
-        None => return fail(offset, "a delimiter is missing: s/PATTERN/REPLACEMENT/FLAGS"),
-        Some('#') if offset > start => return fail(offset, "after a blank, # begins a comment in Perl: s#..#..#"),
-        Some('(') => (b'(', b')'),
-        Some('[') => (b'[', b']'),
-        Some('{') => (b'{', b'}'),
-        Some('<') => (b'<', b'>'),
-        Some(character) if character.is_ascii_punctuation() && character != '\'' => (character as u8, character as u8),
-        Some(character) => {
-            return fail(offset, format!("`{character}` is not a delimiter; punctuation other than ' is: s/../../"));
-        }
-    };
-    let (mut depth, mut is_escaped) = (0, false);
-    for (end, byte) in text.bytes().enumerate().skip(offset + 1) {
-        if mem::take(&mut is_escaped) {
-            continue;
-        }
-        match byte {
-            byte if byte == close && depth == 0 => return Ok(((open, close), offset + 1, end)),
-            b'\\' => is_escaped = true,
-            byte if byte == close => depth -= 1,
-            byte if byte == open => depth += 1,
-            _ => {}
-        }
+impl<'t> Cursor<'t> {
+    fn rest(&self) -> &'t str {
+        self.text.get(self.place..).unwrap_or_default()
     }
-    fail(text.len(), format!("the {part} has no end: `{}` is missing", char::from(close)))
-}
 
-/// How many bytes of blanks stand at `start`.
-fn blanks(text: &str, start: usize) -> usize {
-    text.bytes().skip(start).take_while(|byte| matches!(byte, b' ' | b'\t')).count()
-}
+    /// A character ahead, or NUL.
+    fn ahead(&self, index: usize) -> char {
+        self.rest().chars().nth(index).unwrap_or_default()
+    }
 
-/// Reads the flags that begin at `start`, up to a blank. Gives their end, too.
-fn parse_flags(text: &str, start: usize, known: &str) -> Result<(Flags, usize), SubstitutionError> {
-    let mut flags = Flags::default();
-    for (index, letter) in text.get(start..).unwrap_or_default().char_indices() {
-        let message = match flags.named(letter) {
-            _ if matches!(letter, ' ' | '\t') => return Ok((flags, start + index)),
-            Some(flag) if known.contains(letter) && !*flag => {
-                *flag = true;
-                continue;
-            }
-            Some(_) if known.contains(letter) => format!("the flag {letter} is given twice"),
-            _ if letter == 'e' => "the flag e is not supported: the replacement can't be code".to_owned(),
-            _ => format!("`{letter}` is none of the flags {known}"),
+    fn take(&mut self, token: &str) -> bool {
+        let found = self.rest().starts_with(token);
+        self.place += if found { token.len() } else { 0 };
+        found
+    }
+
+    /// Whether there were any.
+    fn take_blanks(&mut self) -> bool {
+        let start = self.place;
+        while self.take(" ") || self.take("\t") {}
+        self.place > start
+    }
+
+    fn refuse<T>(&self, message: impl Into<String>) -> Result<T, SyntaxError> {
+        fail(self.place, message)
+    }
+
+    /// Takes `/PART/`, also behind blanks: the delimiters, and the part from its beginning to its end.
+    fn delimited(&mut self, part: &str) -> Result<([char; 2], Cursor<'t>), SyntaxError> {
+        let is_behind_blanks = self.take_blanks();
+        let Some(open) = self.rest().chars().next() else {
+            return self.refuse("a delimiter is missing: s/PATTERN/REPLACEMENT/FLAGS");
         };
-        return fail(start + index, message);
-    }
-    Ok((flags, text.len()))
-}
-
-/// Reads what stands behind the flags.
-fn parse_guard(text: &str, start: usize) -> Result<Option<(bool, Pattern)>, SubstitutionError> {
-    const KNOWN: &str = "after the flags, only a guard may stand: if /PATTERN/FLAGS or unless /PATTERN/FLAGS";
-    let word = start + blanks(text, start);
-    let rest = text.get(word..).unwrap_or_default();
-    let (wanted, length) = match rest {
-        "" => return Ok(None),
-        _ if rest.starts_with("if") => (true, 2),
-        _ if rest.starts_with("unless") => (false, 6),
-        _ => return fail(word, KNOWN),
-    };
-    let offset = word + length + blanks(text, word + length);
-    let (_, start, end) = match text.as_bytes().get(offset) {
-        Some(b'm') => delimited(text, offset + 1, "guard")?,
-        Some(b'/') => delimited(text, offset, "guard")?,
-        Some(b'(') => return fail(offset, "a guard has no parentheses: if /PATTERN/FLAGS"),
-        Some(b'!') => {
-            return fail(offset, "a guard has no !: write unless /PATTERN/FLAGS instead of if, or the reverse");
+        let close = match open {
+            '#' if is_behind_blanks => return self.refuse("after a blank, # begins a comment in Perl: s#..#..#"),
+            '(' => ')',
+            '[' => ']',
+            '{' => '}',
+            '<' => '>',
+            _ if open.is_ascii_punctuation() && open != '\'' => open,
+            _ => return self.refuse(format!("`{open}` is not a delimiter; punctuation other than ' is: s/../../")),
+        };
+        let start = self.place + 1;
+        let mut depth = 0;
+        let mut characters = self.rest().char_indices().skip(1);
+        while let Some((index, character)) = characters.next() {
+            match character {
+                _ if character == close && depth == 0 => {
+                    let text = self.text.get(..self.place + index).unwrap_or_default();
+                    self.place += index + 1;
+                    return Ok(([open, close], Cursor { text, place: start }));
+                }
+                '\\' => drop(characters.next()),
+                _ if character == close => depth -= 1,
+                _ if character == open => depth += 1,
+                _ => {}
+            }
         }
-        _ => return fail(offset, KNOWN),
-    };
-    let (flags, flags_end) = parse_flags(text, end + 1, "i, m, s, x")?;
-    if flags_end < text.trim_end().len() {
-        return fail(flags_end, "one guard at most, and nothing behind it");
+        fail(self.text.len(), format!("the {part} has no end: `{close}` is missing"))
     }
-    Ok(Some((wanted, Pattern::read(text.get(start..end).unwrap_or_default(), start, flags)?)))
+
+    /// Takes flags up to a blank.
+    fn flags(&mut self, known: &str) -> Result<Flags, SyntaxError> {
+        let mut flags = Flags::default();
+        while let Some(letter) = self.rest().chars().next().filter(|letter| !matches!(letter, ' ' | '\t')) {
+            match flags.named(letter).filter(|_| known.contains(letter)) {
+                Some(flag) if !*flag => *flag = true,
+                Some(_) => return self.refuse(format!("the flag {letter} is given twice")),
+                None if letter == 'e' => {
+                    return self.refuse("the flag e is not supported: the replacement can't be code");
+                }
+                None => return self.refuse(format!("`{letter}` is none of the flags {known}")),
+            }
+            self.place += 1;
+        }
+        Ok(flags)
+    }
+
+    /// Takes what stands behind the flags.
+    fn guard(&mut self) -> Result<Option<(bool, Pattern)>, SyntaxError> {
+        const KNOWN: &str = "after the flags, only a guard may stand: if /PATTERN/FLAGS or unless /PATTERN/FLAGS";
+        self.take_blanks();
+        let wanted = match self.rest() {
+            "" => return Ok(None),
+            _ if self.take("if") => true,
+            _ if self.take("unless") => false,
+            _ => return self.refuse(KNOWN),
+        };
+        self.take_blanks();
+        match self.ahead(0) {
+            '/' => {}
+            'm' => self.place += 1,
+            '(' => return self.refuse("a guard has no parentheses: if /PATTERN/FLAGS"),
+            '!' => return self.refuse("a guard has no !: write unless /PATTERN/FLAGS instead of if, or the reverse"),
+            _ => return self.refuse(KNOWN),
+        }
+        let (_, pattern) = self.delimited("guard")?;
+        let flags = self.flags("i, m, s, x")?;
+        if !self.rest().trim_end().is_empty() {
+            return self.refuse("one guard at most, and nothing behind it");
+        }
+        Ok(Some((wanted, Pattern::read(pattern, flags)?)))
+    }
 }
 
 impl Substitution {
@@ -164,27 +180,20 @@ impl Substitution {
     ///
     /// # Errors
     /// It is not one, or its pattern can't be matched exactly as Perl would.
-    pub fn parse(text: &str) -> Result<Substitution, SubstitutionError> {
-        if !text.starts_with('s') {
-            return fail(0, "a substitution begins with s: s/PATTERN/REPLACEMENT/FLAGS");
+    pub fn parse(text: &str) -> Result<Substitution, SyntaxError> {
+        let mut cursor = Cursor { text, place: 0 };
+        if !cursor.take("s") {
+            return cursor.refuse("a substitution begins with s: s/PATTERN/REPLACEMENT/FLAGS");
         }
-        let (delimiters, start, end) = delimited(text, 1, "pattern")?;
+        let ([open, close], pattern) = cursor.delimited("pattern")?;
         // Both parts share the delimiter between them, but for brackets.
-        let second = if delimiters.0 == delimiters.1 { end } else { end + 1 };
-        let (delimiters, replacement, replacement_end) = delimited(text, second, "replacement")?;
-        let (flags, flags_end) = parse_flags(text, replacement_end + 1, "g, i, m, s, x")?;
-        let pattern = Pattern::read(text.get(start..end).unwrap_or_default(), start, flags)?;
-        let text_to_end = text.get(..replacement_end).unwrap_or_default();
-        let mut parser = Replacement {
-            text: text_to_end,
-            position: replacement,
-            delimiters,
-            pattern: &pattern,
-            parts: Vec::new(),
-            cases: Vec::new(),
-        };
-        parser.parse()?;
-        let replacement = parser.parts;
+        cursor.place -= usize::from(open == close);
+        let (delimiters, replacement) = cursor.delimited("replacement")?;
+        let flags = cursor.flags("g, i, m, s, x")?;
+        let pattern = Pattern::read(pattern, flags)?;
+        let reader =
+            Replacement { cursor: replacement, delimiters, pattern: &pattern, parts: Vec::new(), cases: Vec::new() };
+        let replacement = reader.parse()?;
 
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         Ok(Substitution(Arc::new(Compiled {
@@ -194,7 +203,7 @@ impl Substitution {
             pattern,
             replacement,
             everywhere: flags.everywhere,
-            guard: parse_guard(text, flags_end)?,
+            guard: cursor.guard()?,
         })))
     }
 
@@ -277,44 +286,34 @@ const NOTHING_BETWEEN: &str = "nothing stands between a change of case and the n
 
 /// Reads a replacement.
 struct Replacement<'t> {
-    /// The whole text, up to the replacement's end.
-    text: &'t str,
-    position: usize,
-    delimiters: (u8, u8),
+    cursor: Cursor<'t>,
+    delimiters: [char; 2],
     pattern: &'t Pattern,
     parts: Vec<Part>,
     /// The letters of the changes of case that have begun.
     cases: Vec<u8>,
 }
 
-impl<'t> Replacement<'t> {
-    fn rest(&self) -> &'t str {
-        self.text.get(self.position..).unwrap_or_default()
-    }
-
-    fn refuse<T>(&self, message: impl Into<String>) -> Result<T, SubstitutionError> {
-        fail(self.position, message)
-    }
-
-    fn parse(&mut self) -> Result<(), SubstitutionError> {
-        while let Some(character) = self.rest().chars().next() {
-            let next = self.rest().chars().nth(1).unwrap_or_default();
+impl Replacement<'_> {
+    fn parse(mut self) -> Result<Vec<Part>, SyntaxError> {
+        while let Some(character) = self.cursor.rest().chars().next() {
+            let next = self.cursor.ahead(1);
             match character {
                 '\\' => self.escape(next)?,
                 '$' => self.reference()?,
                 '@' if reads_array(next) || matches!(next, '+' | '-') => {
-                    return self.refuse("Perl reads an array here: a literal @ is written \\@");
+                    return self.cursor.refuse("Perl reads an array here: a literal @ is written \\@");
                 }
                 _ => self.literal(character, character.len_utf8()),
             }
         }
         while self.end_case().is_some() {}
-        Ok(())
+        Ok(self.parts)
     }
 
     /// Appends a character, which is written in this many bytes.
     fn literal(&mut self, character: char, length: usize) {
-        self.position += length;
+        self.cursor.place += length;
         if !matches!(self.parts.last(), Some(Part::Text(_))) {
             self.parts.push(Part::Text(Vec::new()));
         }
@@ -324,50 +323,46 @@ impl<'t> Replacement<'t> {
     }
 
     /// At a backslash and what follows it.
-    fn escape(&mut self, next: char) -> Result<(), SubstitutionError> {
+    fn escape(&mut self, next: char) -> Result<(), SyntaxError> {
         match next {
-            _ if [self.delimiters.0, self.delimiters.1].map(char::from).contains(&next) => self.literal(next, 2),
+            _ if self.delimiters.contains(&next) => self.literal(next, 2),
             '\\' | '$' | '@' => self.literal(next, 2),
             'n' => self.literal('\n', 2),
             't' => self.literal('\t', 2),
-            '1'..='9' if self.rest().as_bytes().get(2).is_some_and(u8::is_ascii_digit) => {
-                return self.refuse("two digits after a backslash are a byte in Perl: write ${1} or $10");
+            '1'..='9' if self.cursor.ahead(2).is_ascii_digit() => {
+                return self.cursor.refuse("two digits after a backslash are a byte in Perl: write ${1} or $10");
             }
             '1'..='9' => {
-                self.group(next.encode_utf8(&mut [0; 4]))?;
-                return self.no_element(2);
+                self.group(next.encode_utf8(&mut [0; 4]), 2)?;
+                return self.no_element();
             }
-            'E' if self.parts.last() == Some(&Part::BeginCase) => return self.refuse(NOTHING_BETWEEN),
+            'E' if self.parts.last() == Some(&Part::BeginCase) => return self.cursor.refuse(NOTHING_BETWEEN),
             'E' => {
-                self.position += 2;
+                self.cursor.place += 2;
                 while self.end_case().is_some_and(|case| case.is_ascii_lowercase()) {}
             }
             'L' | 'U' | 'l' | 'u' => self.begin_case(next as u8)?,
             _ => {
-                return self
-                    .refuse("only a digit, n, t, L, U, l, u, E, $, @, \\ or the delimiter follows a backslash here");
+                let message = "only a digit, n, t, L, U, l, u, E, $, @, \\ or the delimiter follows a backslash here";
+                return self.cursor.refuse(message);
             }
         }
         Ok(())
     }
 
     /// As Perl nests them: `\L` ends `\U` and the reverse, and `\L\u` is `\u\L`.
-    fn begin_case(&mut self, case: u8) -> Result<(), SubstitutionError> {
-        self.position += 2;
-        let swapped = match (case, self.rest().get(..2)) {
-            (_, Some("\\E")) => {
-                self.position += 2;
-                return Ok(());
-            }
-            (b'L', Some("\\u")) => Some(b'u'),
-            (b'U', Some("\\l")) => Some(b'l'),
+    fn begin_case(&mut self, case: u8) -> Result<(), SyntaxError> {
+        self.cursor.place += 2;
+        let swapped = match case {
+            _ if self.cursor.take("\\E") => return Ok(()),
+            b'L' if self.cursor.take("\\u") => Some(b'u'),
+            b'U' if self.cursor.take("\\l") => Some(b'l'),
             _ => None,
         };
-        self.position += 2 * usize::from(swapped.is_some());
         for case in swapped.into_iter().chain([case]) {
             while case.is_ascii_uppercase() && self.cases.iter().any(u8::is_ascii_uppercase) {
                 if self.parts.last() == Some(&Part::BeginCase) {
-                    return self.refuse(NOTHING_BETWEEN);
+                    return self.cursor.refuse(NOTHING_BETWEEN);
                 }
                 self.end_case();
             }
@@ -384,69 +379,53 @@ impl<'t> Replacement<'t> {
     }
 
     /// At a `$`.
-    fn reference(&mut self) -> Result<(), SubstitutionError> {
+    fn reference(&mut self) -> Result<(), SyntaxError> {
+        let rest = self.cursor.rest().get(1..).unwrap_or_default();
+        if let Some(inner) = rest.strip_prefix('{') {
+            let Some((name, _)) = inner.split_once('}') else { return self.cursor.refuse("${ without }") };
+            return self.group(name, name.len() + 3);
+        }
+        let number = if rest.starts_with('&') { 1 } else { rest.bytes().take_while(u8::is_ascii_digit).count() };
+        self.group(rest.get(..number).unwrap_or_default(), 1 + number)?;
+        self.no_element()
+    }
+
+    /// Behind a group Perl may read an element of an array or hash.
+    fn no_element(&self) -> Result<(), SyntaxError> {
+        if ["[", "{", "->[", "->{"].iter().any(|prefix| self.cursor.rest().starts_with(prefix)) {
+            return self.cursor.refuse("Perl reads an element here: write ${1} for the group before [, { or ->");
+        }
+        Ok(())
+    }
+
+    /// Appends a group by its number or name, or `&`, which is written in this many bytes.
+    fn group(&mut self, name: &str, length: usize) -> Result<(), SyntaxError> {
         const KNOWN: &str = "in a replacement, $ stands only in $1, ${1}, ${name} and $&; a literal $ is written \\$";
-        let rest = self.rest().get(1..).unwrap_or_default();
-        if rest.starts_with('&') {
-            self.parts.push(Part::Group(0));
-            return self.no_element(2);
-        }
-        let Some(inner) = rest.strip_prefix('{') else {
-            let length = rest.bytes().take_while(u8::is_ascii_digit).count();
-            match rest.get(..length) {
-                None | Some("") => return self.refuse(KNOWN),
-                Some(digits) => self.group(digits)?,
+        let Pattern { groups, unclear, .. } = self.pattern;
+        let count = groups.len();
+        let is_number = name.bytes().all(|byte| byte.is_ascii_digit());
+        let named = groups.iter().position(|group| group.as_deref() == Some(name)).map(|index| index + 1);
+        let number = if is_number { name.parse().ok() } else { named };
+        let group = match number {
+            _ if name == "&" && length == 2 => Ok(0),
+            _ if name.is_empty() => Err(KNOWN.to_owned()),
+            _ if is_number && name.starts_with('0') => {
+                Err("groups are counted from 1; the whole match is $&".to_owned())
             }
-            return self.no_element(1 + length);
-        };
-        let name = match inner.split_once('}') {
-            None => return self.refuse("${ without }"),
-            Some(("", _)) => return self.refuse(KNOWN),
-            Some((name, _)) => name,
-        };
-        if name.bytes().all(|byte| byte.is_ascii_digit()) {
-            self.group(name)?;
-        } else {
-            match self.pattern.groups.iter().position(|group| group.as_deref() == Some(name)) {
-                Some(index) => self.group(&(index + 1).to_string())?,
-                None => return self.refuse(format!("the pattern has no group named {name}: (?<{name}>..)")),
+            Some(number) if unclear.contains(&number) => {
+                Err(format!("group {number} is repeated and may match nothing: what it matched last is not supported"))
             }
-        }
-        self.position += name.len() + 3;
-        Ok(())
-    }
-
-    /// Behind a group of this many bytes Perl may read an element of an array or hash.
-    fn no_element(&mut self, length: usize) -> Result<(), SubstitutionError> {
-        self.position += length;
-        if ["[", "{", "->[", "->{"].iter().any(|prefix| self.rest().starts_with(prefix)) {
-            return self.refuse("Perl reads an element here: write ${1} for the group before [, { or ->");
-        }
-        Ok(())
-    }
-
-    /// Appends a group by its number.
-    fn group(&mut self, digits: &str) -> Result<(), SubstitutionError> {
-        let count = self.pattern.groups.len();
-        match digits.parse::<usize>() {
-            _ if digits.starts_with('0') => self.refuse("groups are counted from 1; the whole match is $&"),
-            Ok(number) if self.pattern.unclear.contains(&number) => self.refuse(format!(
-                "group {number} is repeated and may match nothing: what it matched last is not supported"
-            )),
-            Ok(number) if number <= count => {
-                self.parts.push(Part::Group(number));
-                Ok(())
-            }
+            Some(number) if number <= count => Ok(number),
+            None if !is_number => Err(format!("the pattern has no group named {name}: (?<{name}>..)")),
             _ => {
-                let hint = match digits.get(..1) {
-                    Some(first) if digits.len() > 1 && count > 0 => {
-                        format!(" (group {first} and a digit: ${{{first}}}..)")
-                    }
-                    _ => String::new(),
-                };
-                self.refuse(format!("the pattern has no group {digits}, it has {count}{hint}"))
+                let first = name.get(..1).filter(|_| name.len() > 1 && count > 0);
+                let hint = first.map(|first| format!(" (group {first} and a digit: ${{{first}}}..)"));
+                Err(format!("the pattern has no group {name}, it has {count}{}", hint.unwrap_or_default()))
             }
-        }
+        };
+        self.parts.push(Part::Group(group.or_else(|message| self.cursor.refuse(message))?));
+        self.cursor.place += length;
+        Ok(())
     }
 }
 
@@ -456,8 +435,6 @@ impl PartialEq for Substitution {
         self.0.text == other.0.text
     }
 }
-
-impl Eq for Substitution {}
 
 impl fmt::Display for Substitution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,35 +5,49 @@
 //! word on what to write instead. What can be told only from the meaning of a pattern is asked of the parsed tree.
 
 use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
-use regex_syntax::ast::{self, Ast, RepetitionKind, parse};
+use regex_syntax::ast::{self, Ast, ClassAsciiKind, RepetitionKind, parse};
 use regex_syntax::hir::{Hir, HirKind, Look, translate};
 
-use super::{SubstitutionError, fail};
+use super::Cursor;
+use crate::syntax::{SyntaxError, fail};
 
 /// A compiled pattern takes no more memory than this, bytes.
 const MAX_PATTERN_SIZE: usize = 4 << 20;
 
-/// Letters behind a backslash that Perl reads otherwise or alone, and what to write instead.
-const ESCAPES: &[(&str, &str)] = &[
-    ("123456789gk", "back-references are not supported (a byte by its number: \\x41)"),
-    ("0o", "octal numbers are not supported: write \\x41, and \\x00 for NUL"),
-    ("h", "\\h is not supported: write [\\t ]"),
-    ("H", "\\H is not supported: write [^\\t ]"),
-    ("v", "\\v is not supported: write [\\n\\r\\f\\x0B]"),
-    ("V", "\\V is not supported: write [^\\n\\r\\f\\x0B]"),
-    ("N", "\\N is not supported: write [^\\n], and bytes as \\x41"),
-    ("R", "\\R is not supported: write (?:\\r\\n|\\n|\\r)"),
-    ("Z", "\\Z is not supported: write \\n?\\z, or $"),
-    ("K", "\\K is not supported: put what stays in a group and write $1"),
-    ("Q", "\\Q is not supported: write a backslash before each special character"),
-    ("ELUluF", "\\L, \\U, \\l, \\u and \\E stand only in a replacement: write the letters"),
-    ("e", "\\e is not supported: write \\x1B"),
-    ("c", "\\c is not supported: write the byte by its number, \\x01 for \\cA"),
-    ("pP", "Unicode properties are not supported, data is bytes: write a class such as [A-Za-z]"),
+/// What Perl reads otherwise or alone: how it begins, one of the characters behind that, and what to write instead.
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("\\", "123456789gk", "back-references are not supported (a byte by its number: \\x41)"),
+    ("\\", "0o", "octal numbers are not supported: write \\x41, and \\x00 for NUL"),
+    ("\\", "h", "\\h is not supported: write [\\t ]"),
+    ("\\", "H", "\\H is not supported: write [^\\t ]"),
+    ("\\", "v", "\\v is not supported: write [\\n\\r\\f\\x0B]"),
+    ("\\", "V", "\\V is not supported: write [^\\n\\r\\f\\x0B]"),
+    ("\\", "N", "\\N is not supported: write [^\\n], and bytes as \\x41"),
+    ("\\", "R", "\\R is not supported: write (?:\\r\\n|\\n|\\r)"),
+    ("\\", "Z", "\\Z is not supported: write \\n?\\z, or $"),
+    ("\\", "K", "\\K is not supported: put what stays in a group and write $1"),
+    ("\\", "Q", "\\Q is not supported: write a backslash before each special character"),
+    ("\\", "ELUluF", "\\L, \\U, \\l, \\u and \\E stand only in a replacement: write the letters"),
+    ("\\", "e", "\\e is not supported: write \\x1B"),
+    ("\\", "c", "\\c is not supported: write the byte by its number, \\x01 for \\cA"),
+    ("\\", "pP", "Unicode properties are not supported, data is bytes: write a class such as [A-Za-z]"),
+    ("\\b", "{", "\\b{..} is not supported: \\b alone is"),
+    ("\\B", "{", "\\b{..} is not supported: \\b alone is"),
+    ("(", "*", "backtracking verbs and (*..) are not supported"),
+    ("(?", "=!", LOOK_AROUND),
+    ("(?<", "=!", LOOK_AROUND),
+    ("(?", ">", "atomic groups are not supported: (?:..) may do"),
+    ("(?", "|", "branch reset (?|..) is not supported: use (?:..)"),
+    ("(?", "(", "conditions (?(..)..) are not supported"),
+    ("(?", "{?", "code in a pattern is not supported"),
+    ("(?P", "=", "back-references are not supported"),
+    ("(?", "R&+0123456789", "recursion is not supported"),
+    ("(?-", "0123456789", "recursion is not supported"),
+    ("(?P", ">", "recursion is not supported"),
+    ("(?", "'", "a group's name is written (?<name>..)"),
 ];
 
-/// The POSIX classes of both.
-const CLASSES: &str = "alpha digit alnum upper lower punct graph print cntrl xdigit ascii space blank word";
+const LOOK_AROUND: &str = "look-around is not supported: match it too, in a group, and write $1 for it";
 
 /// The flags of a pattern, and of the substitution.
 #[derive(Clone, Copy, Default)]
@@ -78,23 +92,23 @@ pub(super) struct Pattern {
 }
 
 impl Pattern {
-    /// Reads a pattern, which begins at `start` of the option's text.
+    /// Reads a pattern to the end of the text.
     ///
     /// # Errors
     /// Perl would not read it either, or the regex crate would match something else.
-    pub(super) fn read(text: &str, start: usize, flags: Flags) -> Result<Pattern, SubstitutionError> {
-        if text.is_empty() {
-            return fail(start, "the pattern is empty (in Perl: the last one that matched): write (?:)");
+    pub(super) fn read(start: Cursor<'_>, flags: Flags) -> Result<Pattern, SyntaxError> {
+        if start.rest().is_empty() {
+            return start.refuse("the pattern is empty (in Perl: the last one that matched): write (?:)");
         }
         let mut reader =
-            Reader { text, start, position: 0, flags, outer: Vec::new(), out: String::new(), places: Vec::new() };
-        reader.emit(0, &flags.written());
+            Reader { start, cursor: start, flags, outer: Vec::new(), out: String::new(), places: Vec::new() };
+        reader.emit(start.place, &flags.written());
         reader.translate()?;
         let ast = parse::Parser::new().parse(&reader.out);
         let ast = ast.or_else(|error| reader.invalid(reader.place(error.span()), &error.kind().to_string()))?;
         ast::visit(&ast, Repetitions(&reader))?;
         let hir = translate::TranslatorBuilder::new().unicode(false).utf8(false).build().translate(&reader.out, &ast);
-        let hir = hir.or_else(|error| fail(start, error.kind().to_string()))?;
+        let hir = hir.or_else(|error| start.refuse(error.kind().to_string()))?;
         let starts_line = hir.properties().look_set_prefix().contains(Look::StartLF);
         let message = if any(&hir, &repeats_nothing) {
             "a repetition of what prefers to match nothing is not supported: make the inner quantifier greedy"
@@ -104,13 +118,13 @@ impl Pattern {
             "with m, a pattern that may end with ^ is not supported: put what must follow behind each ^, as in ^(.)"
         } else {
             let regex = RegexBuilder::new(&reader.out).unicode(false).size_limit(MAX_PATTERN_SIZE).build();
-            let regex = regex.or_else(|error| fail(start, format!("the pattern can't be compiled: {error}")))?;
+            let regex = regex.or_else(|error| start.refuse(format!("the pattern can't be compiled: {error}")))?;
             let groups = regex.capture_names().skip(1).map(|name| name.map(str::to_owned)).collect();
             let mut unclear = Vec::new();
             groups_in_empty_rounds(&hir, false, &mut unclear);
             return Ok(Pattern { regex, starts_line, groups, unclear });
         };
-        fail(start, message)
+        start.refuse(message)
     }
 
     /// The first match at or after `start`, with its groups where `locations` are given.
@@ -131,34 +145,18 @@ impl Pattern {
 
 /// Reads Perl's pattern from left to right and writes it for `regex-syntax`, without blanks, comments and the flag `x`.
 struct Reader<'t> {
-    text: &'t str,
-    /// Where the pattern begins in the option's text.
-    start: usize,
-    position: usize,
+    /// Where the pattern begins.
+    start: Cursor<'t>,
+    cursor: Cursor<'t>,
     flags: Flags,
     /// The flags that hold again behind each group that is open.
     outer: Vec<Flags>,
     out: String,
-    /// For each byte of `out`: what it stands for in `text`.
+    /// For each byte of `out`: the place of what it stands for.
     places: Vec<usize>,
 }
 
-impl<'t> Reader<'t> {
-    fn rest(&self) -> &'t str {
-        self.text.get(self.position..).unwrap_or_default()
-    }
-
-    /// A character ahead, or NUL.
-    fn ahead(&self, index: usize) -> char {
-        self.rest().chars().nth(index).unwrap_or_default()
-    }
-
-    fn take(&mut self, token: &str) -> bool {
-        let found = self.rest().starts_with(token);
-        self.position += if found { token.len() } else { 0 };
-        found
-    }
-
+impl Reader<'_> {
     fn emit(&mut self, place: usize, out: &str) {
         self.out.push_str(out);
         self.places.resize(self.out.len(), place);
@@ -166,48 +164,42 @@ impl<'t> Reader<'t> {
 
     /// Copies the next characters as they are.
     fn copy(&mut self, count: usize) {
-        for character in self.rest().chars().take(count) {
-            self.emit(self.position, character.encode_utf8(&mut [0; 4]));
-            self.position += character.len_utf8();
+        for character in self.cursor.rest().chars().take(count) {
+            self.emit(self.cursor.place, character.encode_utf8(&mut [0; 4]));
+            self.cursor.place += character.len_utf8();
         }
     }
 
-    /// Where in the pattern something of `out` begins.
+    /// Where in the text something of `out` begins.
     fn place(&self, span: &ast::Span) -> usize {
-        self.places.get(span.start.offset).copied().unwrap_or(self.text.len())
-    }
-
-    fn refuse<T>(&self, place: usize, message: impl Into<String>) -> Result<T, SubstitutionError> {
-        fail(self.start + place, message)
+        self.places.get(span.start.offset).copied().unwrap_or(self.cursor.text.len())
     }
 
     /// Perl does not read it either: shown in the regex crate's way.
-    fn invalid<T>(&self, place: usize, message: &str) -> Result<T, SubstitutionError> {
-        let column = self.text.get(..place).unwrap_or_default().chars().count();
-        self.refuse(place, format!("regex parse error:\n    {}\n    {:column$}^\nerror: {message}", self.text, ""))
+    fn invalid<T>(&self, place: usize, message: &str) -> Result<T, SyntaxError> {
+        let column = self.cursor.text.get(self.start.place..place).unwrap_or_default().chars().count();
+        let pattern = self.start.rest();
+        fail(place, format!("regex parse error:\n    {pattern}\n    {:column$}^\nerror: {message}", ""))
     }
 
-    fn translate(&mut self) -> Result<(), SubstitutionError> {
-        while let Some(character) = self.rest().chars().next() {
-            let place = self.position;
+    fn translate(&mut self) -> Result<(), SyntaxError> {
+        while let Some(character) = self.cursor.rest().chars().next() {
+            let place = self.cursor.place;
             match character {
-                '\\' => {
-                    let (escaped, _) = self.escape()?;
-                    self.emit(place, &escaped);
-                }
+                '\\' => drop(self.escape()?),
                 '[' => self.class()?,
                 '(' => self.group()?,
                 '{' => self.count()?,
                 '}' | ']' => {
-                    self.position += 1;
+                    self.cursor.place += 1;
                     self.emit(place, &hex(character));
                 }
                 // A blank or comment stood between.
                 '?' if self.out.ends_with('(') => return self.invalid(place, "nothing to repeat"),
                 '#' if self.flags.extended => {
-                    self.position += self.rest().find('\n').unwrap_or(self.rest().len());
+                    self.cursor.place += self.cursor.rest().find('\n').unwrap_or(self.cursor.rest().len());
                 }
-                '\t'..='\r' | ' ' if self.flags.extended => self.position += 1,
+                '\t'..='\r' | ' ' if self.flags.extended => self.cursor.place += 1,
                 _ => {
                     if character == ')' {
                         self.flags = self.outer.pop().unwrap_or(self.flags);
@@ -221,73 +213,64 @@ impl<'t> Reader<'t> {
     }
 
     /// At a `$` or `@`: whether Perl would read a variable.
-    fn no_variable(&self) -> Result<(), SubstitutionError> {
-        let (place, next) = (self.position, self.ahead(1));
-        match self.ahead(0) {
-            '@' if reads_array(next) => self.refuse(place, "Perl reads an array here: a literal @ is written \\@"),
+    fn no_variable(&self) -> Result<(), SyntaxError> {
+        let (place, next) = (self.cursor.place, self.cursor.ahead(1));
+        match self.cursor.ahead(0) {
+            '@' if reads_array(next) => fail(place, "Perl reads an array here: a literal @ is written \\@"),
             '$' if !matches!(next, '\0' | '(' | ')' | '|' | ' ' | '\t' | '\r' | '\n') => {
-                self.refuse(place, "Perl reads a variable here: the end is written (?:$), a literal $ is written \\$")
+                fail(place, "Perl reads a variable here: the end is written (?:$), a literal $ is written \\$")
             }
             _ => Ok(()),
         }
     }
 
     /// At a `{`, which counts in every Perl and in `regex-syntax`, or is refused.
-    fn count(&mut self) -> Result<(), SubstitutionError> {
-        let inner = self.rest().split_once('}').map_or("", |(inner, _)| inner).get(1..).unwrap_or_default();
+    fn count(&mut self) -> Result<(), SyntaxError> {
+        let inner = self.cursor.rest().split_once('}').map_or("", |(inner, _)| inner).get(1..).unwrap_or_default();
         let (min, max) = inner.split_once(',').unwrap_or((inner, ""));
         if min.is_empty() || !min.bytes().chain(max.bytes()).all(|byte| byte.is_ascii_digit()) {
             let message = "a literal { is written \\{; repetitions are {N}, {N,} and {N,M}, without blanks";
-            return self.refuse(self.position, message);
+            return self.cursor.refuse(message);
         }
         self.copy(inner.len() + 2);
         Ok(())
     }
 
+    /// At a backslash or `(`.
+    fn no_foreign(&self) -> Result<(), SyntaxError> {
+        let is_here = |(begin, next, _): &&(&str, &str, &str)| {
+            self.cursor.rest().strip_prefix(begin).is_some_and(|behind| behind.starts_with(|c| next.contains(c)))
+        };
+        REFUSED.iter().find(is_here).map_or(Ok(()), |(_, _, message)| self.cursor.refuse(*message))
+    }
+
     /// At a `(`.
-    fn group(&mut self) -> Result<(), SubstitutionError> {
-        let (place, rest) = (self.position, self.rest());
-        let message = match (self.ahead(1), self.ahead(2), self.ahead(3)) {
-            ('*', ..) => "backtracking verbs and (*..) are not supported",
-            ('?', '=' | '!', _) | ('?', '<', '=' | '!') => {
-                "look-around is not supported: match it too, in a group, and write $1 for it"
-            }
-            ('?', '>', _) => "atomic groups are not supported: (?:..) may do",
-            ('?', '|', _) => "branch reset (?|..) is not supported: use (?:..)",
-            ('?', '(', _) => "conditions (?(..)..) are not supported",
-            ('?', '{' | '?', _) => "code in a pattern is not supported",
-            ('?', 'P', '=') => "back-references are not supported",
-            ('?', 'R' | '&' | '+' | '0'..='9', _) | ('?', '-', '0'..='9') | ('?', 'P', '>') => {
-                "recursion is not supported"
-            }
-            ('?', '\'', _) => "a group's name is written (?<name>..)",
-            ('?', '#', _) => match rest.find(')') {
-                Some(end) => {
-                    self.position += end + 1;
-                    return Ok(());
-                }
-                None => return self.invalid(place, "unclosed comment"),
+    fn group(&mut self) -> Result<(), SyntaxError> {
+        self.no_foreign()?;
+        match (self.cursor.ahead(1), self.cursor.ahead(2)) {
+            ('?', '#') => match self.cursor.rest().find(')') {
+                Some(end) => self.cursor.place += end + 1,
+                None => return self.invalid(self.cursor.place, "unclosed comment"),
             },
-            ('?', kind, _) if !matches!(kind, '<' | 'P') => return self.flag_group(),
-            (is_special, kind, _) => {
+            ('?', kind) if !matches!(kind, '<' | 'P') => return self.flag_group(),
+            (is_special, kind) => {
                 self.outer.push(self.flags);
                 self.copy(if is_special != '?' { 1 } else { 3 + usize::from(kind == 'P') });
-                return Ok(());
             }
-        };
-        self.refuse(place, message)
+        }
+        Ok(())
     }
 
     /// At `(?flags)` or `(?flags:`.
-    fn flag_group(&mut self) -> Result<(), SubstitutionError> {
-        let (place, outer, mut on) = (self.position, self.flags, true);
-        self.position += 2;
-        if self.take("^") {
+    fn flag_group(&mut self) -> Result<(), SyntaxError> {
+        let (place, outer, mut on) = (self.cursor.place, self.flags, true);
+        self.cursor.place += 2;
+        if self.cursor.take("^") {
             self.flags = Flags::default();
         }
         loop {
-            let (letter, next, at) = (self.ahead(0), self.ahead(1), self.position);
-            self.position += letter.len_utf8();
+            let (letter, next, at) = (self.cursor.ahead(0), self.cursor.ahead(1), self.cursor.place);
+            self.cursor.place += letter.len_utf8();
             match (letter, self.flags.named(letter)) {
                 (')' | ':', _) => {
                     if letter == ':' {
@@ -298,28 +281,25 @@ impl<'t> Reader<'t> {
                     return Ok(());
                 }
                 ('-', _) => on = false,
-                ('x', _) if next == 'x' => return self.refuse(at, "the flag xx is not supported"),
+                ('x', _) if next == 'x' => return fail(at, "the flag xx is not supported"),
                 ('i' | 'm' | 's' | 'x', Some(flag)) => *flag = on,
                 ('\0', _) => return self.invalid(place, "unclosed group"),
-                _ => return self.refuse(at, format!("`{letter}` is none of the flags i, m, s, x")),
+                _ => return fail(at, format!("`{letter}` is none of the flags i, m, s, x")),
             }
         }
     }
 
-    /// Takes a backslash and what belongs to it, and whether that is one byte.
-    fn escape(&mut self) -> Result<(String, bool), SubstitutionError> {
-        let (place, character) = (self.position, self.ahead(1));
-        self.position += 1 + character.len_utf8();
-        if let Some((_, message)) = ESCAPES.iter().find(|(letters, _)| letters.contains(character)) {
-            return self.refuse(place, *message);
-        }
-        match character {
-            '\0' => self.invalid(place, "a backslash at the end"),
-            'b' | 'B' if self.ahead(0) == '{' => self.refuse(place, "\\b{..} is not supported: \\b alone is"),
-            'A' | 'z' | 'b' | 'B' | 'd' | 'D' | 'w' | 'W' | 's' | 'S' => Ok((format!("\\{character}"), false)),
-            't' | 'n' | 'r' | 'f' | 'a' => Ok((format!("\\{character}"), true)),
+    /// At a backslash. Whether what it stands for is one byte.
+    fn escape(&mut self) -> Result<bool, SyntaxError> {
+        self.no_foreign()?;
+        let (place, character) = (self.cursor.place, self.cursor.ahead(1));
+        self.cursor.place += 1 + character.len_utf8();
+        let (out, is_byte) = match character {
+            '\0' => return self.invalid(place, "a backslash at the end"),
+            'A' | 'z' | 'b' | 'B' | 'd' | 'D' | 'w' | 'W' | 's' | 'S' => (format!("\\{character}"), false),
+            't' | 'n' | 'r' | 'f' | 'a' => (format!("\\{character}"), true),
             'x' => {
-                let rest = self.rest();
+                let rest = self.cursor.rest();
                 let digits = match rest.strip_prefix('{') {
                     Some(inner) => inner.split_once('}').map_or("", |(digits, _)| digits),
                     None => rest.get(..2).unwrap_or_default(),
@@ -327,37 +307,40 @@ impl<'t> Reader<'t> {
                 if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
                     return self.invalid(place, "\\x is followed by two digits to the base 16, or {..}: \\x41");
                 }
-                self.position += if rest.starts_with('{') { digits.len() + 2 } else { 2 };
+                self.cursor.place += if rest.starts_with('{') { digits.len() + 2 } else { 2 };
                 match u8::from_str_radix(digits, 16) {
-                    Ok(byte) => Ok((hex(char::from(byte)), true)),
-                    Err(_) => self.refuse(place, "data is bytes, the largest is \\xFF: write a character in UTF-8"),
+                    Ok(byte) => (hex(char::from(byte)), true),
+                    Err(_) => return fail(place, "data is bytes, the largest is \\xFF: write a character in UTF-8"),
                 }
             }
             _ if character.is_ascii_alphanumeric() => {
-                self.refuse(place, format!("\\{character} is not supported: a literal {character} has no backslash"))
+                let message = format!("\\{character} is not supported: a literal {character} has no backslash");
+                return fail(place, message);
             }
-            _ if character.is_ascii() => Ok((hex(character), true)),
-            _ => Ok((character.to_string(), false)),
-        }
+            _ if character.is_ascii() => (hex(character), true),
+            _ => (character.to_string(), false),
+        };
+        self.emit(place, &out);
+        Ok(is_byte)
     }
 
     /// At a `[`. A class is written byte by byte: `regex-syntax` has operators and nested classes in it, Perl has none.
-    fn class(&mut self) -> Result<(), SubstitutionError> {
-        let place = self.position;
-        self.position += 1;
-        let negated = self.take("^");
+    fn class(&mut self) -> Result<(), SyntaxError> {
+        let place = self.cursor.place;
+        self.cursor.place += 1;
+        let negated = self.cursor.take("^");
         self.emit(place, if negated { "[^" } else { "[" });
         let mut is_first = true;
-        while is_first || !self.take("]") {
+        while is_first || !self.cursor.take("]") {
             is_first = false;
             let is_byte = self.member(place)?;
             // A minus before the end, and one beside a set, stands for itself.
-            if self.ahead(0) == '-' && self.ahead(1) != ']' {
-                let (minus, at) = (self.out.len(), self.position);
+            if self.cursor.ahead(0) == '-' && self.cursor.ahead(1) != ']' {
+                let (minus, at) = (self.out.len(), self.cursor.place);
                 self.emit(at, "-");
-                self.position += 1;
-                if !is_byte && self.ahead(0) == '-' {
-                    return self.refuse(self.position, "a literal - is written \\- here");
+                self.cursor.place += 1;
+                if !is_byte && self.cursor.ahead(0) == '-' {
+                    return self.cursor.refuse("a literal - is written \\- here");
                 }
                 if !is_byte || !self.member(place)? {
                     self.out.insert(minus, '\\');
@@ -365,34 +348,34 @@ impl<'t> Reader<'t> {
                 }
             }
         }
-        self.emit(self.position, "]");
+        self.emit(self.cursor.place, "]");
         Ok(())
     }
 
     /// Takes one member of the class that began at `class`; whether it is one byte.
-    fn member(&mut self, class: usize) -> Result<bool, SubstitutionError> {
-        let (place, character) = (self.position, self.ahead(0));
+    fn member(&mut self, class: usize) -> Result<bool, SyntaxError> {
+        let (place, character) = (self.cursor.place, self.cursor.ahead(0));
         if character == '\0' {
             return self.invalid(class, "unclosed class: [ without ]");
         }
-        if self.take("\\b") {
+        if self.cursor.take("\\b") {
             self.emit(place, &hex('\x08'));
             return Ok(true);
         }
-        if character == '\\' && self.ahead(1).is_ascii() {
-            let (member, is_byte) = self.escape()?;
-            if matches!(member.as_str(), "\\A" | "\\z" | "\\B") {
-                return self.refuse(place, format!("{member} is not supported in a class"));
-            }
-            self.emit(place, &member);
-            return Ok(is_byte);
+        let escaped = self.cursor.ahead(1);
+        if character == '\\' && escaped.is_ascii() {
+            let is_byte = self.escape()?;
+            return match escaped {
+                'A' | 'z' | 'B' => fail(place, format!("\\{escaped} is not supported in a class")),
+                _ => Ok(is_byte),
+            };
         }
-        if let Some((kind, name)) = posix(self.rest()) {
-            self.position += name.len() + 4;
+        if let Some((kind, name)) = posix(self.cursor.rest()) {
+            self.cursor.place += name.len() + 4;
             let (not, bare) = name.strip_prefix('^').map_or(("", name), |bare| ("^", bare));
             // Under `i`, Perl asks for a letter of either case, also where the class is negated.
             let bare = if self.flags.ignore_case && matches!(bare, "upper" | "lower") { "alpha" } else { bare };
-            if kind != ':' || !CLASSES.split(' ').any(|class| class == bare) {
+            if kind != ':' || ClassAsciiKind::from_name(bare).is_none() {
                 return self.invalid(place, "no such POSIX class");
             }
             self.emit(place, &format!("[:{not}{bare}:]"));
@@ -400,11 +383,11 @@ impl<'t> Reader<'t> {
         }
         if character.is_ascii() {
             self.no_variable()?;
-            self.position += 1;
+            self.cursor.place += 1;
             self.emit(place, &hex(character));
             return Ok(true);
         }
-        self.refuse(place, format!("`{character}` is several bytes, a class matches one: write (?:{character}|..)"))
+        fail(place, format!("`{character}` is several bytes, a class matches one: write (?:{character}|..)"))
     }
 }
 
@@ -431,24 +414,24 @@ struct Repetitions<'r>(&'r Reader<'r>);
 
 impl ast::Visitor for Repetitions<'_> {
     type Output = ();
-    type Err = SubstitutionError;
+    type Err = SyntaxError;
 
-    fn finish(self) -> Result<(), SubstitutionError> {
+    fn finish(self) -> Result<(), SyntaxError> {
         Ok(())
     }
 
-    fn visit_pre(&mut self, ast: &Ast) -> Result<(), SubstitutionError> {
+    fn visit_pre(&mut self, ast: &Ast) -> Result<(), SyntaxError> {
         let Ast::Repetition(repetition) = ast else { return Ok(()) };
         let place = self.0.place(&repetition.op.span);
-        let what = self.0.text.get(self.0.place(repetition.ast.span())..place).unwrap_or_default().trim_end();
+        let what = self.0.cursor.text.get(self.0.place(repetition.ast.span())..place).unwrap_or_default().trim_end();
         match &*repetition.ast {
             Ast::Repetition(inner) if inner.greedy && repetition.op.kind == RepetitionKind::OneOrMore => {
-                self.0.refuse(place, "possessive quantifiers are not supported: leave out the +")
+                fail(place, "possessive quantifiers are not supported: leave out the +")
             }
             Ast::Repetition(_) => self.0.invalid(place, "nested quantifiers: put a group between them"),
-            Ast::Assertion(_) => self.0.refuse(place, format!("nothing to repeat: {what} matches no byte")),
+            Ast::Assertion(_) => fail(place, format!("nothing to repeat: {what} matches no byte")),
             Ast::Literal(literal) if literal.byte().is_none() && !literal.c.is_ascii() => {
-                self.0.refuse(place, format!("Perl repeats only the last byte of this character: write (?:{what})"))
+                fail(place, format!("Perl repeats only the last byte of this character: write (?:{what})"))
             }
             _ => Ok(()),
         }

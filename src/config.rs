@@ -14,13 +14,14 @@ pub mod pattern;
 mod source;
 mod variables;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use address::{Address, AddressError, Server};
-pub use error::{ConfigError, ConfigErrors, Place};
-pub use pattern::{Found, QueuePattern, TooMany};
+pub use address::{Address, Server};
+pub use error::{ConfigErrors, Place};
+pub use pattern::{Found, QueuePattern};
 
 use crate::stages::Stages;
 use error::escaped;
@@ -29,7 +30,7 @@ use error::escaped;
 pub const DEFAULT_MAX_JOB_SIZE: usize = 64 << 20;
 
 /// Jobs that an asynchronous forward holds unacknowledged at most, unless its configuration says otherwise.
-pub const DEFAULT_PREFETCH: usize = 4096;
+const DEFAULT_PREFETCH: usize = 4096;
 
 /// Descriptors beside those of the forwards: the standard three, the log, the status queue's connection, and some
 /// for what comes and goes, such as name look-ups and the connections that are being replaced.
@@ -39,7 +40,7 @@ const OTHER_OPEN_FILES: usize = 3 + 1 + 1 + 16;
 const MAX_CELL: usize = 120;
 
 /// A whole, valid configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Config {
     pub logfile: LogTarget,
     /// 0 info, 1 debug, 2 trace.
@@ -65,19 +66,23 @@ pub struct Config {
 /// # Errors
 /// Everything that is wrong, found in one pass.
 pub fn load(paths: &[PathBuf]) -> Result<Config, ConfigErrors> {
-    let mut parser = parse::Parser::default();
     let default = [default_path()];
     let named = if paths.is_empty() { &default } else { paths };
-    let old = perl_configuration().filter(|_| paths.is_empty() && !default[0].exists());
-    if let Some(old) = &old {
-        parser.report.error(source::not_converted(&default[0], old));
-    }
-    let mut reader = source::Reader::default();
-    for found in named.iter().filter(|_| old.is_none()).flat_map(|path| source::find(path)) {
-        match found.and_then(|file| reader.read(&file)) {
-            Ok(Some((lines, world_readable))) => parser.file(lines, world_readable),
-            Ok(None) => {}
-            Err(error) => parser.report.error(error),
+    let mut seen = HashSet::new();
+    let mut read = |path: &PathBuf| {
+        let read = |found: Result<PathBuf, String>| found.and_then(|file| source::read(&file, &mut seen)).transpose();
+        source::find(path).into_iter().filter_map(read).collect::<Vec<_>>()
+    };
+    let files = match perl_configuration() {
+        Some(old) if paths.is_empty() && !default[0].exists() => vec![Err(source::not_converted(&default[0], &old))],
+        _ => named.iter().flat_map(&mut read).collect(),
+    };
+    let mut parser = parse::Parser::default();
+    parser.config.max_job_size = DEFAULT_MAX_JOB_SIZE;
+    for file in &files {
+        match file {
+            Ok((lines, world_readable)) => parser.file(lines, *world_readable),
+            Err(error) => parser.report.error(error.clone()),
         }
     }
     parser.finish(named)
@@ -124,17 +129,12 @@ impl Config {
         format!("{}\n{}\n", rows.iter().map(line).collect::<String>(), status.as_deref().unwrap_or("no status queue"))
     }
 
-    /// Files and sockets that are open at once when every forward is at work. What patterns will find is not known.
-    pub fn open_files_needed(&self) -> usize {
-        let needed = |forward: &ForwardConfig| 1 + forward.workers + usize::from(forward.reject_queue.is_some());
-        OTHER_OPEN_FILES + self.forwards.iter().map(needed).sum::<usize>()
-    }
-
-    /// A warning with both numbers if this process may not open as many files as the forwards need.
+    /// A warning if this process may not open as many files and sockets as are open at once when every forward is at
+    /// work, with both numbers. What patterns will find is not known.
     pub fn open_files_warning(&self) -> Option<String> {
-        let limits = fs::read_to_string("/proc/self/limits").ok()?;
-        let limit = soft_limit_of_open_files(&limits)?;
-        let needed = self.open_files_needed();
+        let limit = soft_limit_of_open_files(&fs::read_to_string("/proc/self/limits").ok()?)?;
+        let of_forward = |forward: &ForwardConfig| 1 + forward.workers + usize::from(forward.reject_queue.is_some());
+        let needed = OTHER_OPEN_FILES + self.forwards.iter().map(of_forward).sum::<usize>();
         (needed > limit).then(|| {
             format!(
                 "the limit of open files is {limit}, but {needed} are needed when all forwards are at work: raise it \
@@ -151,8 +151,9 @@ fn soft_limit_of_open_files(limits: &str) -> Option<usize> {
 }
 
 /// Where the log goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum LogTarget {
+    #[default]
     Stdout,
     Stderr,
     /// A file, appended to.
@@ -233,38 +234,31 @@ impl ForwardConfig {
 
     /// Its cells in the table.
     fn row(&self) -> [String; 10] {
-        let seconds =
-            |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), |time| format!("{} s", time.as_secs()));
+        let or_none = |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned());
+        let seconds = |time: Option<Duration>| or_none(time.map(|time| format!("{} s", time.as_secs())));
         let destinations: Vec<String> = self.destinations.iter().map(Address::to_string).collect();
+        let Stages { decrypt, encrypt, data_callbacks, uniq_callbacks, .. } = &self.stages;
+        let stages = [
+            (usize::from(decrypt.is_some()), "decrypt"),
+            (uniq_callbacks.len(), "uniq_callback"),
+            (data_callbacks.len(), "data_callback"),
+            (usize::from(encrypt.is_some()), "encrypt"),
+        ];
+        let stages = stages.into_iter().filter(|(count, _)| *count > 0);
+        let stages: Vec<String> =
+            stages.map(|(count, name)| if count == 1 { name.to_owned() } else { format!("{count} {name}") }).collect();
         [
             self.source.to_string(),
             destinations.join(", "),
-            self.stages_in_words(),
+            or_none(Some(stages.join(", "))),
             if self.asynchronous { "async" } else { "sync" }.to_owned(),
             self.workers.to_string(),
             self.prefetch.to_string(),
-            self.priority.name().to_owned(),
+            format!("{:?}", self.priority).to_lowercase(),
             seconds(self.timeout),
             seconds(self.max_age),
-            self.reject_queue.as_ref().map_or_else(|| "-".to_owned(), Address::to_string),
+            or_none(self.reject_queue.as_ref().map(Address::to_string)),
         ]
-    }
-
-    fn stages_in_words(&self) -> String {
-        let stages = &self.stages;
-        let count = [
-            (usize::from(stages.decrypt.is_some()), "decrypt"),
-            (stages.uniq_callbacks.len(), "uniq_callback"),
-            (stages.data_callbacks.len(), "data_callback"),
-            (usize::from(stages.encrypt.is_some()), "encrypt"),
-        ];
-        let word = |(count, name): (usize, &str)| match count {
-            0 => None,
-            1 => Some(name.to_owned()),
-            _ => Some(format!("{count} {name}")),
-        };
-        let words: Vec<String> = count.into_iter().filter_map(word).collect();
-        if words.is_empty() { "-".to_owned() } else { words.join(", ") }
     }
 }
 
@@ -299,14 +293,8 @@ pub enum Priority {
 }
 
 impl Priority {
-    /// As the configuration spells it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Priority::Low => "low",
-            Priority::Normal => "normal",
-            Priority::High => "high",
-        }
-    }
+    /// As the key's words name them.
+    const ALL: [Priority; 3] = [Priority::Low, Priority::Normal, Priority::High];
 }
 
 #[cfg(test)]

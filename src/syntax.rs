@@ -20,3 +20,8 @@ impl fmt::Display for SyntaxError {
 pub(crate) fn fail<T>(offset: usize, message: impl Into<String>) -> Result<T, SyntaxError> {
     Err(SyntaxError { message: message.into(), offset })
 }
+
+/// Moves an error of a part to its spot in the whole.
+pub(crate) fn behind(offset: usize) -> impl Fn(SyntaxError) -> SyntaxError {
+    move |error| SyntaxError { offset: offset + error.offset, ..error }
+}

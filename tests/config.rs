@@ -441,10 +441,8 @@ fn a_pattern_finds_a_thousand_queues_and_names_what_is_more() {
     assert_eq!(found.forwards[999].source.queue, "q0999");
     assert_eq!(found.forwards[1000].source.queue, "other");
     let [error] = &found.errors[..] else { panic!() };
-    assert_eq!((error.count, error.source.to_string().as_str()), (1500, "h:4730/q*"));
-    let reason = error.to_string();
-    assert_eq!(reason, "1500 queues match the pattern in line 1, relaying 1000");
-    assert!(reason.len() <= 80 && !reason.contains(['|', '\'', '(', ')', '[', ']']));
+    assert_eq!(error, "1500 queues match the pattern in line 1, relaying 1000");
+    assert!(error.len() <= 80 && !error.contains(['|', '\'', '(', ')', '[', ']']));
 }
 
 #[test]
@@ -630,6 +628,9 @@ fn an_option_of_the_other_kind_of_forward() {
         ("h/a = h/b\n@timeout = 3\nasync = 1\n", sync_only),
         ("h/a = h/b\n@prefetch = 3\nasync = 0\n", &format!("`prefetch` {async_only}")),
         ("h/a = h/b\n#\nasync = 0\n@uniq_callback = s/a/b/\n", &format!("`uniq_callback` {async_only}")),
+        // Of a wrong one it is not known which kind this is.
+        ("h/a = h/b\ntimeout = 3\nprefetch = 3\nasync = @no\n", "invalid value `no` for `async`: expected 1 or 0"),
+        ("h/a = h/b\ntimeout = 3\nprefetch = 3\nasync =@\n", "`async` has no value: expected 1 or 0"),
     ]);
 }
 
@@ -928,6 +929,8 @@ fn no_forward_takes_from_the_status_queue() {
             &format!("{}: it keeps no jobs, reject to another one", named("f:1")),
         ),
     ]);
+    let once = format!("{}: it keeps no jobs, reject to another one", named("f:1"));
+    refused(&[("statusqueue = h/s\nh/{a,b} = i/\n  @reject_queue = s\n", &once)]);
     accepted("statusqueue = h/s\nx/s = h/s\nasync = 0\nh/* = x/q\n");
 }
 

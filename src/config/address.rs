@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::error::{is_hidden, quoted};
+use crate::syntax::{SyntaxError, behind, fail};
 
 /// The port of a job server whose address names none (IANA's for gearman).
 pub const DEFAULT_PORT: u16 = 4730;
@@ -15,7 +16,7 @@ pub const MAX_QUEUE_SIZE: usize = 512;
 const FORM: &str = "HOST:PORT/QUEUE";
 
 /// A job server's address, as written in the configuration but for the default port and the host's case.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Server {
     /// A name or an IP address (IPv6 without brackets), lower case.
     pub host: String,
@@ -26,16 +27,13 @@ pub struct Server {
 impl fmt::Display for Server {
     /// `HOST:PORT`, an IPv6 address in brackets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        write!(f, "{open}{}{close}:{}", self.host, self.port)
     }
 }
 
 /// A queue of a job server.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// The job server.
     pub server: Server,
@@ -50,40 +48,12 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why a text is not an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddressError {
-    /// What is wrong, and what would be right.
-    pub message: String,
-    /// The spot: bytes from the beginning of the text.
-    pub offset: usize,
-}
-
-impl fmt::Display for AddressError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for AddressError {}
-
-pub(super) type Parsed<T> = Result<T, AddressError>;
-
-fn wrong<T>(offset: usize, message: impl Into<String>) -> Parsed<T> {
-    Err(AddressError { message: message.into(), offset })
-}
-
-/// Moves an error of a part to its spot in the whole.
-fn behind(offset: usize) -> impl Fn(AddressError) -> AddressError {
-    move |error| AddressError { offset: offset + error.offset, ..error }
-}
-
 impl Address {
     /// Reads `HOST:PORT/QUEUE`, `HOST/QUEUE` or `[IPv6]:PORT/QUEUE`; variables have to be expanded already.
     ///
     /// # Errors
     /// The text is none of these, or the port or the queue name can't be used.
-    pub fn parse(text: &str) -> Result<Address, AddressError> {
+    pub fn parse(text: &str) -> Result<Address, SyntaxError> {
         let (server, queue, offset) = split(text)?;
         check_written(queue, "").map_err(behind(offset))?;
         Ok(Address { server, queue: queue.to_owned() })
@@ -105,7 +75,7 @@ impl Address {
 ///
 /// # Errors
 /// See [`Address::parse`].
-pub(super) fn sources(text: &str) -> Parsed<Vec<Address>> {
+pub(super) fn sources(text: &str) -> Result<Vec<Address>, SyntaxError> {
     let (server, queue, offset) = split(text)?;
     let braces = queue.split_once('{').map(|(before, rest)| (before, rest.split_once('}')));
     let names = match braces {
@@ -115,11 +85,11 @@ pub(super) fn sources(text: &str) -> Parsed<Vec<Address>> {
         }
         Some((before, _)) => {
             let message = "braces hold queue names, separated by commas: HOST:PORT/{QUEUE,QUEUE}";
-            return wrong(offset + before.len(), message);
+            return fail(offset + before.len(), message);
         }
     };
     let whole = braces.is_none();
-    let at = |error: AddressError| AddressError { offset: offset + if whole { error.offset } else { 0 }, ..error };
+    let at = |error: SyntaxError| SyntaxError { offset: offset + if whole { error.offset } else { 0 }, ..error };
     names.iter().try_for_each(|name| check_written(name, "*?")).map_err(at)?;
     Ok(names.into_iter().map(|queue| Address { server: server.clone(), queue }).collect())
 }
@@ -129,7 +99,7 @@ pub(super) fn sources(text: &str) -> Parsed<Vec<Address>> {
 ///
 /// # Errors
 /// See [`Address::parse`].
-pub(super) fn destinations(text: &str) -> Parsed<Vec<Address>> {
+pub(super) fn destinations(text: &str) -> Result<Vec<Address>, SyntaxError> {
     let mut found: Vec<Address> = Vec::new();
     let mut offset = 0;
     for piece in text.replace('\t', " ").split(", ") {
@@ -139,7 +109,7 @@ pub(super) fn destinations(text: &str) -> Parsed<Vec<Address>> {
             _ => Address::parse(piece.trim()).map_err(behind(start))?,
         };
         if found.iter().any(|other| other.canonical() == destination.canonical()) {
-            return wrong(start, format!("the destination {destination} is given twice"));
+            return fail(start, format!("the destination {destination} is given twice"));
         }
         found.push(destination);
         offset += piece.len() + ", ".len();
@@ -148,15 +118,15 @@ pub(super) fn destinations(text: &str) -> Parsed<Vec<Address>> {
 }
 
 /// The server, the queue as written and where it begins.
-fn split(text: &str) -> Parsed<(Server, &str, usize)> {
+fn split(text: &str) -> Result<(Server, &str, usize), SyntaxError> {
     if text.is_empty() {
-        return wrong(0, format!("an address is missing: {FORM}"));
+        return fail(0, format!("an address is missing: {FORM}"));
     }
     if let Some(quote) = text.chars().next().filter(|c| matches!(c, '"' | '\'')) {
-        return wrong(0, format!("an address is written without quotes, not with {quote}"));
+        return fail(0, format!("an address is written without quotes, not with {quote}"));
     }
     let Some((server, queue)) = text.split_once('/') else {
-        return wrong(text.len(), format!("the queue is missing in {}: {FORM}", quoted(text)));
+        return fail(text.len(), format!("the queue is missing in {}: {FORM}", quoted(text)));
     };
     Ok((Server::parse(server)?, queue, server.len() + 1))
 }
@@ -166,32 +136,31 @@ impl Server {
     ///
     /// # Errors
     /// The text is none of these, or the port is out of range.
-    pub fn parse(text: &str) -> Result<Server, AddressError> {
+    pub fn parse(text: &str) -> Result<Server, SyntaxError> {
         let (host, after) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
-            Some(None) => return wrong(0, "the bracket is not closed: [IPv6]:PORT/QUEUE"),
+            Some(None) => return fail(0, "the bracket is not closed: [IPv6]:PORT/QUEUE"),
             Some(Some((host, _))) if !is_ipv6(host) => {
-                return wrong(1, format!("{} is not an IPv6 address: [IPv6]:PORT/QUEUE", quoted(host)));
+                return fail(1, format!("{} is not an IPv6 address: [IPv6]:PORT/QUEUE", quoted(host)));
             }
-            Some(Some((host, after))) => (host, after),
+            Some(Some(parts)) => parts,
             None if text.matches(':').count() > 1 => {
-                return wrong(0, "an IPv6 address stands in brackets: [IPv6]:PORT/QUEUE");
+                return fail(0, "an IPv6 address stands in brackets: [IPv6]:PORT/QUEUE");
             }
-            None => {
-                let (host, after) = text.split_at(text.find(':').unwrap_or(text.len()));
-                check_host(host)?;
-                (host, after)
-            }
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
         };
+        if !text.starts_with('[') {
+            check_host(host)?;
+        }
         let offset = text.len() - after.len();
         let port = match after.strip_prefix(':') {
             None if after.is_empty() => DEFAULT_PORT,
-            None => return wrong(offset, "only :PORT or /QUEUE may follow the bracket: [IPv6]:PORT/QUEUE"),
-            Some("") => return wrong(offset + 1, "the port is missing: a number from 1 to 65535"),
+            None => return fail(offset, "only :PORT or /QUEUE may follow the bracket: [IPv6]:PORT/QUEUE"),
+            Some("") => return fail(offset + 1, "the port is missing: a number from 1 to 65535"),
             Some(digits) => match digits.parse() {
                 Ok(port) if port > 0 && !digits.starts_with('+') => port,
                 _ => {
                     let message = format!("invalid port {}: expected a number from 1 to 65535", quoted(digits));
-                    return wrong(offset + 1, message);
+                    return fail(offset + 1, message);
                 }
             },
         };
@@ -216,19 +185,19 @@ fn is_ipv6(text: &str) -> bool {
     address.parse::<Ipv6Addr>().is_ok() && !zone.is_empty() && zone.bytes().all(|b| b.is_ascii_graphic())
 }
 
-fn check_host(host: &str) -> Result<(), AddressError> {
+fn check_host(host: &str) -> Result<(), SyntaxError> {
     if host.is_empty() {
-        return wrong(0, format!("the host is missing: {FORM}"));
+        return fail(0, format!("the host is missing: {FORM}"));
     }
     let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if let Some((offset, c)) = host.char_indices().find(|(_, c)| !allowed(c)) {
         let c = quoted(c.encode_utf8(&mut [0; 4]));
-        return wrong(offset, format!("{c} can't stand in a host name: {}", quoted(host)));
+        return fail(offset, format!("{c} can't stand in a host name: {}", quoted(host)));
     }
     // A resolver would take it for a name and ask for it forever.
     let dotted = host.split('.').count() == 4 && host.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     if dotted && host.parse::<Ipv4Addr>().is_err() {
-        return wrong(0, format!("`{host}` is not an IPv4 address: four numbers from 0 to 255 with dots between"));
+        return fail(0, format!("`{host}` is not an IPv4 address: four numbers from 0 to 255 with dots between"));
     }
     Ok(())
 }
@@ -239,25 +208,25 @@ fn check_host(host: &str) -> Result<(), AddressError> {
 ///
 /// # Errors
 /// It can't.
-pub fn check_queue(name: &str) -> Result<(), AddressError> {
+pub fn check_queue(name: &str) -> Result<(), SyntaxError> {
     if name.is_empty() {
-        return wrong(0, format!("the queue name is empty: {FORM}"));
+        return fail(0, format!("the queue name is empty: {FORM}"));
     }
     if let Some((offset, c)) = name.char_indices().find(|(_, c)| c.is_whitespace() || is_hidden(*c)) {
         let what = if c.is_whitespace() { "blanks" } else { "invisible characters" };
         let shown = quoted(name);
-        return wrong(offset, format!("the queue name {shown} has {what}; a queue name can have none"));
+        return fail(offset, format!("the queue name {shown} has {what}; a queue name can have none"));
     }
     if name.len() > MAX_QUEUE_SIZE {
         let message = format!("the queue name has {} bytes; at most {MAX_QUEUE_SIZE} are possible", name.len());
-        return wrong(0, message);
+        return fail(0, message);
     }
     Ok(())
 }
 
 /// Checks a queue name of a configuration: what means something in a source's queue is refused elsewhere, where it could
 /// only be a mistake.
-pub(super) fn check_written(name: &str, allowed: &str) -> Result<(), AddressError> {
+pub(super) fn check_written(name: &str, allowed: &str) -> Result<(), SyntaxError> {
     check_queue(name)?;
     let Some((offset, c)) = name.char_indices().find(|(_, c)| "{}*?,".contains(*c) && !allowed.contains(*c)) else {
         return Ok(());
@@ -267,7 +236,7 @@ pub(super) fn check_written(name: &str, allowed: &str) -> Result<(), AddressErro
         '{' | '}' => "only a source has braces, one pair: HOST:PORT/{QUEUE,QUEUE}",
         _ => "only a source's queue may be a pattern; a destination HOST:PORT/ keeps the queue's name",
     };
-    wrong(offset, format!("`{c}` can't stand in the queue name {}: {why}", quoted(name)))
+    fail(offset, format!("`{c}` can't stand in the queue name {}: {why}", quoted(name)))
 }
 
 #[cfg(test)]
@@ -328,7 +297,7 @@ mod tests {
         assert_eq!((offset, message.as_str()), (2, "the queue name has 514 bytes; at most 512 are possible"));
     }
 
-    fn shown_all(read: fn(&str) -> Result<Vec<Address>, AddressError>, text: &str) -> Vec<String> {
+    fn shown_all(read: fn(&str) -> Result<Vec<Address>, SyntaxError>, text: &str) -> Vec<String> {
         read(text).unwrap().iter().map(Address::to_string).collect()
     }
 

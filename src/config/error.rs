@@ -31,90 +31,52 @@ impl fmt::Display for Place {
     }
 }
 
-/// One thing that is wrong in a configuration.
-#[derive(Debug, Clone)]
-pub struct ConfigError {
-    place: String,
-    message: String,
-    excerpt: Option<Excerpt>,
-}
-
-/// A line as it may be shown, without its password.
-#[derive(Debug, Clone)]
-struct Excerpt {
-    text: String,
-    /// The spot, in characters of `text`.
-    column: usize,
-}
-
-impl ConfigError {
-    /// An error in a line, at a spot counted in bytes from the line's beginning.
-    pub(super) fn in_line(place: &Place, line: &str, offset: usize, message: impl Into<String>) -> ConfigError {
-        ConfigError { place: place.to_string(), message: message.into(), excerpt: Some(Excerpt::new(line, offset)) }
-    }
-
-    /// An error of a file, or of what was named as one.
-    pub(super) fn of_file(file: impl fmt::Display, message: impl Into<String>) -> ConfigError {
-        ConfigError { place: escaped(&file.to_string()), message: message.into(), excerpt: None }
-    }
-}
-
-impl fmt::Display for ConfigError {
-    /// `FILE:LINE: what is wrong, and what would be right`, then the line with a caret under the spot.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.message.lines().map(escaped).collect();
-        write!(f, "{}: {}", self.place, lines.join("\n    "))?;
-        match &self.excerpt {
-            Some(Excerpt { text, column }) => write!(f, "\n    {text}\n    {:column$}^", ""),
-            None => Ok(()),
-        }
-    }
-}
-
 /// Everything that is wrong in a configuration.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigErrors {
     /// In the order of the files and their lines; never empty.
-    pub errors: Vec<ConfigError>,
+    pub errors: Vec<String>,
     /// What is legal but hardly meant: `FILE:LINE: ...`, a line each.
     pub warnings: Vec<String>,
 }
 
 impl fmt::Display for ConfigErrors {
-    /// All errors, each followed by its line with a caret under the spot. Passwords are masked.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let errors: Vec<String> = self.errors.iter().map(ConfigError::to_string).collect();
-        f.write_str(&errors.join("\n"))
+        f.write_str(&self.errors.join("\n"))
     }
 }
 
-impl std::error::Error for ConfigErrors {}
+/// An error in a line, at a spot counted in bytes from the line's beginning: `FILE:LINE: what is wrong, and what would be
+/// right`, then the line with a caret under the spot.
+pub(super) fn in_line(place: &Place, line: &str, offset: usize, message: impl AsRef<str>) -> String {
+    let (text, column) = excerpt(line, offset);
+    format!("{}\n    {text}\n    {:column$}^", of_file(place, message), "")
+}
 
-impl Excerpt {
-    fn new(line: &str, offset: usize) -> Excerpt {
-        let (shown, mask) = match secret(line) {
-            Some(start) => (line.get(..start).unwrap_or_default(), MASK),
-            None => (line.trim_end(), ""),
-        };
-        let start = shown.len() - shown.trim_start().len();
-        // A tab is shown as one blank, or the caret would stand elsewhere.
-        let part = |from: usize, to: usize| escaped(&shown.get(from..to).unwrap_or_default().replace('\t', " "));
-        let column = part(start, offset.clamp(start, shown.len())).chars().count();
-        Excerpt { text: part(start, shown.len()) + mask, column }.cut()
-    }
+/// An error of a file, or of what was named as one.
+pub(super) fn of_file(file: impl fmt::Display, message: impl AsRef<str>) -> String {
+    let lines: Vec<String> = message.as_ref().lines().map(escaped).collect();
+    format!("{}: {}", escaped(&file.to_string()), lines.join("\n    "))
+}
 
-    /// Shows no more of a long line than the surroundings of the spot.
-    fn cut(self) -> Excerpt {
-        let length = self.text.chars().count();
-        if length <= SHOWN {
-            return self;
-        }
-        let start = self.column.saturating_sub(SHOWN / 2).min(length - SHOWN);
-        let before = if start > 0 { "..." } else { "" };
-        let after = if start + SHOWN < length { "..." } else { "" };
-        let middle: String = self.text.chars().skip(start).take(SHOWN).collect();
-        Excerpt { text: format!("{before}{middle}{after}"), column: self.column - start + before.len() }
-    }
+/// A line as it may be shown, without its password, and the spot in it in characters. Of a long line no more than the
+/// surroundings of the spot.
+fn excerpt(line: &str, offset: usize) -> (String, usize) {
+    let (shown, mask) = match secret(line) {
+        Some(start) => (line.get(..start).unwrap_or_default(), MASK),
+        None => (line.trim_end(), ""),
+    };
+    let start = shown.len() - shown.trim_start().len();
+    // A tab is shown as one blank, or the caret would stand elsewhere.
+    let part = |from: usize, to: usize| escaped(&shown.get(from..to).unwrap_or_default().replace('\t', " "));
+    let column = part(start, offset.clamp(start, shown.len())).chars().count();
+    let text = part(start, shown.len()) + mask;
+    let length = text.chars().count();
+    let start = column.saturating_sub(SHOWN / 2).min(length.saturating_sub(SHOWN));
+    let before = if start > 0 { "..." } else { "" };
+    let after = if start + SHOWN < length { "..." } else { "" };
+    let middle: String = text.chars().skip(start).take(SHOWN).collect();
+    (format!("{before}{middle}{after}"), column - start + before.len())
 }
 
 /// Whether a terminal obeys a character or shows nothing of it: controls, invisible ones, and those that turn the
@@ -180,7 +142,7 @@ mod tests {
     use super::*;
 
     fn shown(line: &str, offset: usize) -> (String, String) {
-        let Excerpt { text, column } = Excerpt::new(line, offset);
+        let (text, column) = excerpt(line, offset);
         (text, " ".repeat(column) + "^")
     }
 

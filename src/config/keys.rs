@@ -26,8 +26,8 @@ pub enum Kind {
     Password,
     Substitution,
     /// Bytes, also with K, M or G.
-    Size(RangeInclusive<u64>),
-    Number(RangeInclusive<u64>),
+    Size(RangeInclusive<usize>),
+    Number(RangeInclusive<usize>),
     /// One of these; its position is the value.
     Words(&'static [&'static str]),
 }
@@ -119,11 +119,6 @@ impl Key {
     pub fn name(self) -> &'static str {
         self.entry().name
     }
-
-    /// Whether it is a substitution; these may be repeated.
-    pub(super) fn takes_substitution(self) -> bool {
-        matches!(self.entry().kind, Kind::Substitution)
-    }
 }
 
 /// The key of this name.
@@ -150,20 +145,22 @@ pub(super) fn distance(a: &str, b: &str) -> usize {
     if a.len() > 64 || b.len() > 64 {
         return usize::MAX;
     }
-    let mut before_last: Vec<usize> = Vec::new();
-    let mut last: Vec<usize> = (0..=b.len()).collect();
-    for i in 1..=a.len() {
-        let mut row = vec![i; b.len() + 1];
-        for j in 1..=b.len() {
-            let replaced = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            row[j] = replaced.min(last[j] + 1).min(row[j - 1] + 1);
+    // Of the first letters of each, as many as row and column tell.
+    let mut steps = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            if i == 0 || j == 0 {
+                steps[i][j] = i + j;
+                continue;
+            }
+            let replaced = steps[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            steps[i][j] = replaced.min(steps[i - 1][j] + 1).min(steps[i][j - 1] + 1);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                row[j] = row[j].min(before_last[j - 2] + 1);
+                steps[i][j] = steps[i][j].min(steps[i - 2][j - 2] + 1);
             }
         }
-        before_last = std::mem::replace(&mut last, row);
     }
-    last[b.len()]
+    steps[a.len()][b.len()]
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! Turns lines into settings of the proxy and drafts of forwards, or into what is wrong with them.
 
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::time::Duration;
 
-use super::address::{self, Address, AddressError, Parsed, check_written};
-use super::error::{ConfigError, Place, quoted, secret};
-use super::keys::{self, KEYS, Key, Kind, Scope};
+use super::address::{self, Address, check_written};
+use super::error::{Place, in_line, quoted, secret};
+use super::keys::{self, Entry, KEYS, Key, Kind, Scope};
 use super::source::{Line, read_password};
-use super::variables::{self, ExpansionError, Variables, is_name};
+use super::variables::{self, Variables, is_name};
+use super::{Config, ForwardConfig, LogTarget, Priority};
 use crate::stages::cipher::Cipher;
 use crate::stages::substitution::Substitution;
+use crate::syntax::{SyntaxError, fail};
 
 const MISSING_SIGN: &str = "the `=` is missing: a line is `key = value`, or a comment that begins with `#`";
 
@@ -20,383 +21,372 @@ const NOT_PERL: &str = "only s/PATTERN/REPLACEMENT/FLAGS is possible here, not P
 /// Mod-Gearman uses no more of a password, bytes.
 const MAX_PASSWORD: usize = 32;
 
-/// A line, its number among all lines of all files, and a byte in it.
-#[derive(Debug, Clone)]
-pub(super) struct Spot {
+/// A piece of a line, without the blanks around it.
+#[derive(Clone, Copy)]
+pub(super) struct Piece<'l> {
+    line: &'l Line,
+    /// The line's number among all lines of all files.
     order: usize,
-    line: Arc<Line>,
-    offset: usize,
-}
-
-impl Spot {
-    fn at(&self, offset: usize) -> Spot {
-        Spot { offset, ..self.clone() }
-    }
-
-    pub(super) fn place(&self) -> &Place {
-        &self.line.place
-    }
-}
-
-/// The half of a line before or behind the `=`, without the blanks around it.
-#[derive(Debug, Clone, Copy)]
-struct Part<'a> {
-    text: &'a str,
+    text: &'l str,
     /// Bytes from the line's beginning.
     offset: usize,
 }
 
-impl<'a> Part<'a> {
-    fn trimmed(text: &'a str, offset: usize) -> Part<'a> {
-        let blanks = [' ', '\t'];
-        let without = text.trim_start_matches(blanks);
-        Part { text: without.trim_end_matches(blanks), offset: offset + text.len() - without.len() }
+impl<'l> Piece<'l> {
+    /// What stands between these two places in its line.
+    fn between(self, from: usize, to: usize) -> Piece<'l> {
+        let text = self.line.text.get(from..to).unwrap_or_default().trim_end_matches([' ', '\t']);
+        let trimmed = text.trim_start_matches([' ', '\t']);
+        Piece { text: trimmed, offset: from + text.len() - trimmed.len(), ..self }
+    }
+
+    /// For a report: another place in its line.
+    fn at(self, offset: usize) -> Piece<'l> {
+        Piece { offset, ..self }
+    }
+
+    pub(super) fn place(self) -> &'l Place {
+        &self.line.place
     }
 }
 
-/// The settings of the proxy, or of one forward. What is wrong has a spot but no value.
-#[derive(Debug, Default)]
-pub(super) struct Settings {
-    /// In the order of the lines; substitutions may be given more than once.
-    pub(super) given: Vec<(Key, Spot)>,
-    pub(super) numbers: HashMap<Key, u64>,
-    pub(super) paths: HashMap<Key, String>,
-    pub(super) addresses: HashMap<Key, Address>,
-    pub(super) ciphers: HashMap<Key, Cipher>,
-    pub(super) substitutions: Vec<(Key, Substitution)>,
-}
+/// Where keys are given, in the order of the lines; substitutions may be given more than once.
+pub(super) type Given<'l> = Vec<(Key, Piece<'l>)>;
 
-impl Settings {
-    /// Where a key is given first.
-    pub(super) fn spot(&self, key: Key) -> Option<&Spot> {
-        self.given.iter().find(|(given, _)| *given == key).map(|(_, spot)| spot)
-    }
-
-    /// None if that is not known, because `async` is wrong.
-    pub(super) fn is_asynchronous(&self) -> Option<bool> {
-        let given = self.numbers.get(&Key::Async).map(|number| *number == 1);
-        if self.spot(Key::Async).is_some() { given } else { Some(true) }
-    }
-}
-
-/// A line `SOURCE = DESTINATION` with the settings under it.
-#[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) spot: Spot,
+/// A line `SOURCE = DESTINATION` with the options under it.
+pub(super) struct Draft<'l> {
+    pub(super) key: Piece<'l>,
     /// Several, on one server, if the line has braces; none if the source is wrong.
     pub(super) sources: Vec<Address>,
-    /// None if they are wrong.
-    pub(super) destinations: Vec<Address>,
-    pub(super) settings: Settings,
+    pub(super) given: Given<'l>,
+    /// What `async` says; none if it is wrong or not given.
+    pub(super) asynchronous: Option<bool>,
+    /// With the first of the sources.
+    pub(super) forward: ForwardConfig,
 }
 
 /// What is wrong, and what is legal but hardly meant.
 #[derive(Default)]
 pub(super) struct Report {
     /// With the number of the line among all lines, and the byte in it.
-    pub(super) errors: Vec<(usize, usize, ConfigError)>,
+    pub(super) errors: Vec<(usize, usize, String)>,
     pub(super) warnings: Vec<String>,
     order: usize,
 }
 
 impl Report {
     /// Takes in an error that has no line.
-    pub(super) fn error(&mut self, error: ConfigError) {
+    pub(super) fn error(&mut self, error: String) {
         self.order += 1;
         self.errors.push((self.order, 0, error));
     }
 
-    pub(super) fn wrong(&mut self, spot: &Spot, message: impl Into<String>) {
-        let error = ConfigError::in_line(spot.place(), &spot.line.text, spot.offset, message);
+    pub(super) fn wrong(&mut self, spot: Piece<'_>, message: impl AsRef<str>) {
+        let error = in_line(spot.place(), &spot.line.text, spot.offset, message);
         self.errors.push((spot.order, spot.offset, error));
     }
 
-    fn warn(&mut self, spot: &Spot, message: &str) {
+    fn refuse<T>(&mut self, spot: Piece<'_>, message: impl AsRef<str>) -> Option<T> {
+        self.wrong(spot, message);
+        None
+    }
+
+    /// Reports with a message that quotes the line, or with one that doesn't if the line may hold a password.
+    fn refuse_quoting<T>(&mut self, spot: Piece<'_>, message: &str, instead: &str) -> Option<T> {
+        self.refuse(spot, if secret(&spot.line.text).is_some() { instead } else { message })
+    }
+
+    fn warn(&mut self, spot: Piece<'_>, message: &str) {
         self.warnings.push(format!("{}: {message}", spot.place()));
     }
 }
 
-/// Reads files one after the other.
+/// Where a key is given first.
+pub(super) fn first<'l>(given: &[(Key, Piece<'l>)], key: Key) -> Option<Piece<'l>> {
+    given.iter().find(|(given, _)| *given == key).map(|(_, spot)| *spot)
+}
+
+/// Reads files one after the other. Its functions give None where something is wrong, which they have reported.
 #[derive(Default)]
-pub(super) struct Parser {
+pub(super) struct Parser<'l> {
     variables: Variables,
     pub(super) report: Report,
-    pub(super) globals: Settings,
-    pub(super) drafts: Vec<Draft>,
+    /// The values of the global keys.
+    pub(super) config: Config,
+    pub(super) given: Given<'l>,
+    pub(super) drafts: Vec<Draft<'l>>,
     /// Whether a forward stands above in the same file.
     in_forward: bool,
     /// Whether others can read this file, and no password in it was met yet.
     world_readable: bool,
-    /// Each once, so that a password is kept once.
-    ciphers: Vec<Cipher>,
 }
 
-impl Parser {
+impl<'l> Parser<'l> {
     /// Reads a file's lines.
-    pub(super) fn file(&mut self, lines: Vec<Line>, world_readable: bool) {
+    pub(super) fn file(&mut self, lines: &'l [Line], world_readable: bool) {
         self.in_forward = false;
         self.world_readable = world_readable;
-        let lines: Vec<Arc<Line>> = lines.into_iter().map(Arc::new).collect();
-        if let Some((line, offset)) = lines.iter().find_map(|line| Some((line, perl(&line.text)?))) {
-            self.report.order += 1;
-            let spot = Spot { order: self.report.order, line: Arc::clone(line), offset };
-            let name = line.place.file.display();
+        if let Some((Line { place, text, .. }, offset)) = lines.iter().find_map(|line| Some((line, perl(&line.text)?)))
+        {
             let message = format!(
                 "this is a configuration of gearman_proxy.pl, which is Perl: convert it with \
-                 `gearman-proxy-convert {name} > proxy.conf`"
+                 `gearman-proxy-convert {} > proxy.conf`",
+                place.file.display()
             );
-            return self.report.wrong(&spot, message);
+            return self.report.error(in_line(place, text, offset, message));
         }
         for line in lines {
             self.report.order += 1;
-            self.line(&Spot { order: self.report.order, line, offset: 0 });
+            let whole = Piece { line, order: self.report.order, text: &line.text, offset: 0 };
+            self.line(whole.between(0, line.text.len()));
         }
     }
 
-    fn line(&mut self, start: &Spot) {
-        let line = Arc::clone(&start.line);
-        let whole = Part::trimmed(&line.text, 0);
+    fn line(&mut self, whole: Piece<'l>) -> Option<()> {
         if whole.text.is_empty() || whole.text.starts_with(['#', ';']) {
-            return;
+            return None;
         }
-        let sign = line.text.find('=').unwrap_or(whole.offset + whole.text.len());
-        let behind = line.text.get(sign + 1..);
-        let broken = match (line.invalid, behind) {
+        let text = whole.line.text.as_str();
+        let sign = text.find('=').unwrap_or(whole.offset + whole.text.len());
+        let broken = match (whole.line.invalid, text.get(sign + 1..)) {
             (Some(offset), _) => Some((offset, "this is not UTF-8: save the file as UTF-8")),
             (None, None) => Some((sign, MISSING_SIGN)),
             (None, Some(value)) if value.starts_with('>') => Some((sign, "`=>` is Perl: write `=` instead")),
             _ => None,
         };
         if let Some((offset, message)) = broken {
-            self.report.wrong(&start.at(offset), message);
             // It is a forward if it looks like one, lest the options under it be taken for those of the forward above.
             if whole.text.split(['=', ' ', '\t']).next().is_some_and(|key| key.contains('/')) {
-                self.draft(start, Vec::new(), Vec::new());
+                self.draft(whole, Vec::new(), Vec::new());
             }
-            return;
+            return self.report.refuse(whole.at(offset), message);
         }
-        let value = Part::trimmed(behind.unwrap_or_default(), sign + 1);
-        let key = Part::trimmed(line.text.get(..sign).unwrap_or_default(), 0);
-        let spot = start.at(key.offset);
+        let (key, value) = (whole.between(0, sign), whole.between(sign + 1, text.len()));
         if key.text.is_empty() {
-            self.report.wrong(&spot, "the key is missing before the `=`: a line is `key = value`");
+            self.report.refuse(key, "the key is missing before the `=`: a line is `key = value`")
         } else if key.text.contains('/') {
-            self.forward(&spot, key, value);
+            self.doubt(value);
+            let sources = self.expand(key, address::sources).unwrap_or_default();
+            let destinations = self.expand(value, address::destinations).unwrap_or_default();
+            self.draft(key, sources, destinations)
         } else if let Some(name) = key.text.strip_prefix('$') {
-            self.variable(&spot, name, value);
-        } else if let Some(key) = keys::find(key.text) {
-            self.option(&spot, key, value);
+            self.variable(key, name, value)
+        } else if let Some(known) = keys::find(key.text) {
+            self.option(key, known, value)
         } else {
             // Of a line such as `decrypt aGVsbG8=` what stands before the `=` is more than a key.
-            let hidden = secret(&line.text).is_some_and(|start| start < key.offset + key.text.len());
-            self.report.wrong(&spot, if hidden { MISSING_SIGN.to_owned() } else { unknown(key.text) });
+            let hidden = secret(text).is_some_and(|start| start < key.offset + key.text.len());
+            self.report.refuse(key, if hidden { MISSING_SIGN.to_owned() } else { unknown(key.text) })
         }
     }
 
-    fn draft(&mut self, spot: &Spot, sources: Vec<Address>, destinations: Vec<Address>) {
-        self.drafts.push(Draft { spot: spot.clone(), sources, destinations, settings: Settings::default() });
+    fn draft(&mut self, key: Piece<'l>, sources: Vec<Address>, destinations: Vec<Address>) -> Option<()> {
+        // Without a source there is no configuration in the end.
+        let source = sources.first().cloned().unwrap_or_default();
+        let place = key.place().clone();
+        let forward = ForwardConfig { place, destinations, ..ForwardConfig::between(source, Address::default()) };
+        self.drafts.push(Draft { key, sources, given: Vec::new(), asynchronous: None, forward });
         self.in_forward = true;
+        Some(())
     }
 
-    fn variable(&mut self, spot: &Spot, name: &str, value: Part<'_>) {
+    fn variable(&mut self, key: Piece<'_>, name: &str, value: Piece<'_>) -> Option<()> {
         if !is_name(name) {
             let rule = variables::NAME;
             let message = format!("{} is not a variable's name: {rule}, set as `$name = value`", quoted(name));
-            return self.report.wrong(&spot.at(spot.offset + 1), message);
+            return self.report.refuse(key.at(key.offset + 1), message);
         }
-        self.doubt(spot, value.text);
-        let value = self.expand(spot, value, |text| Ok(text.to_owned()));
+        self.doubt(value);
+        let value = self.expand(value, |text| Ok(text.to_owned()));
         self.variables.set(name, value);
+        Some(())
     }
 
-    /// Expands a value and reads it. None if it is wrong, which was reported: what `read` finds, at its spot in the text
-    /// as written.
-    fn expand<T>(&mut self, spot: &Spot, part: Part<'_>, read: impl FnOnce(&str) -> Parsed<T>) -> Option<T> {
-        let expanded = match self.variables.expand(part.text) {
+    /// Expands a value and reads it. What `read` finds wrong is reported at its spot in the text as written.
+    fn expand<T>(&mut self, written: Piece<'_>, read: impl FnOnce(&str) -> Result<T, SyntaxError>) -> Option<T> {
+        let expanded = match self.variables.expand(written.text) {
             Ok(expanded) => expanded,
-            Err(ExpansionError::Reported) => return None,
-            Err(ExpansionError::Wrong { offset, message }) => {
+            Err(error) => {
+                let SyntaxError { message, offset } = error?;
                 let instead = "a variable here can't be expanded: write `$$` for a `$` itself";
-                self.wrong_quoting(&spot.at(part.offset + offset), message, instead);
-                return None;
+                return self.report.refuse_quoting(written.at(written.offset + offset), &message, instead);
             }
         };
-        let wrong = |AddressError { message, offset }| {
-            let spot = spot.at(part.offset + variables::original(part.text, &expanded, offset));
-            self.wrong_quoting(&spot, message, "this is not an address: HOST:PORT/QUEUE, with nothing behind it");
-        };
-        read(&expanded).map_err(wrong).ok()
-    }
-
-    /// Reports with a message that quotes the line, or with one that doesn't if the line may hold a password.
-    fn wrong_quoting(&mut self, spot: &Spot, message: String, instead: &str) {
-        let message = if secret(&spot.line.text).is_some() { instead.to_owned() } else { message };
-        self.report.wrong(spot, message);
+        read(&expanded).map(Some).unwrap_or_else(|SyntaxError { message, offset }| {
+            let spot = written.at(written.offset + variables::original(written.text, &expanded, offset));
+            let instead = "this is not an address: HOST:PORT/QUEUE, with nothing behind it";
+            self.report.refuse_quoting(spot, &message, instead)
+        })
     }
 
     /// Warns of what is legal but hardly meant where any text is a value.
-    fn doubt(&mut self, spot: &Spot, text: &str) {
+    fn doubt(&mut self, value: Piece<'_>) {
+        let text = value.text;
         let quoted = |quote| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);
-        if quoted('"') || quoted('\'') {
-            self.report.warn(spot, "the quotes are part of the value: write it without quotes");
-        }
-        if text.ends_with([';', ',']) {
-            self.report.warn(spot, "the value ends in `;` or `,`, which is part of it: a line needs no end");
-        }
-        if text.contains(" #") || text.contains("\t#") {
-            self.report.warn(spot, "the value holds ` #`: a comment has a line of its own");
+        for (is_doubtful, warning) in [
+            (quoted('"') || quoted('\''), "the quotes are part of the value: write it without quotes"),
+            (text.ends_with([';', ',']), "the value ends in `;` or `,`, which is part of it: a line needs no end"),
+            (text.contains(" #") || text.contains("\t#"), "the value holds ` #`: a comment has a line of its own"),
+        ] {
+            if is_doubtful {
+                self.report.warn(value, warning);
+            }
         }
     }
 
-    fn forward(&mut self, spot: &Spot, key: Part<'_>, value: Part<'_>) {
-        self.doubt(spot, value.text);
-        let sources = self.expand(spot, key, address::sources);
-        let destinations = self.expand(spot, value, address::destinations);
-        self.draft(spot, sources.unwrap_or_default(), destinations.unwrap_or_default());
-    }
-
-    fn option(&mut self, spot: &Spot, key: Key, value: Part<'_>) {
-        let name = key.name();
-        let given = match self.drafts.last_mut() {
-            _ if key.entry().scope == Scope::Global => &mut self.globals,
-            Some(draft) if self.in_forward => &mut draft.settings,
-            _ => {
+    fn option(&mut self, spot: Piece<'l>, key: Key, value: Piece<'_>) -> Option<()> {
+        let Entry { name, values, kind, scope, .. } = key.entry();
+        let is_global = *scope == Scope::Global;
+        // Out of its place for as long as the parser reads on its behalf.
+        let mut draft = self.drafts.pop_if(|_| self.in_forward && !is_global);
+        let given = match &mut draft {
+            Some(draft) => &mut draft.given,
+            None if is_global => &mut self.given,
+            None => {
                 let message = format!(
                     "`{name}` is a forward's option and stands before any forward: it belongs under a line \
                      `SOURCE = DESTINATION` of the same file"
                 );
-                return self.report.wrong(spot, message);
+                return self.report.refuse(spot, message);
             }
         };
-        if let Some(first) = given.spot(key).filter(|_| !key.takes_substitution()) {
-            let message = format!("`{name}` is given twice, first at {}", first.place());
-            return self.report.wrong(spot, message);
+        let may_repeat = matches!(kind, Kind::Substitution);
+        let first = if may_repeat { None } else { first(given, key).map(Piece::place) };
+        if first.is_none() {
+            given.push((key, spot));
+            if matches!(kind, Kind::Path | Kind::Address | Kind::Queue | Kind::Password) {
+                self.doubt(value);
+            }
         }
-        given.given.push((key, spot.clone()));
-        // Out of its place for as long as the parser reads on its behalf.
-        let mut settings = std::mem::take(given);
-        self.value(spot, key, value, &mut settings);
-        match self.drafts.last_mut() {
-            Some(draft) if key.entry().scope != Scope::Global => draft.settings = settings,
-            _ => self.globals = settings,
-        }
+        let is_read = match (first, &mut draft) {
+            (Some(first), _) => self.report.refuse(spot, format!("`{name}` is given twice, first at {first}")),
+            _ if value.text.is_empty() => {
+                self.report.refuse(value, format!("`{name}` has no value: expected {values}"))
+            }
+            (None, Some(draft)) => self.of_forward(key, value, draft),
+            (None, None) => self.global(key, value),
+        };
+        self.drafts.extend(draft);
+        is_read
     }
 
-    fn value(&mut self, spot: &Spot, key: Key, value: Part<'_>, settings: &mut Settings) {
-        let (text, kind) = (value.text, &key.entry().kind);
-        if text.is_empty() {
-            let message = format!("`{}` has no value: expected {}", key.name(), key.entry().values);
-            return self.report.wrong(&spot.at(value.offset), message);
+    fn global(&mut self, key: Key, value: Piece<'_>) -> Option<()> {
+        match key {
+            Key::Debug => self.config.debug = self.number(key, value)? as u8,
+            Key::MaxJobSize => self.config.max_job_size = self.number(key, value)?,
+            Key::Logfile => self.config.logfile = LogTarget::from_text(self.output(value)?),
+            Key::Pidfile => self.config.pidfile = Some(self.output(value)?.into()),
+            Key::MetricsFile => self.config.metricsfile = Some(self.output(value)?.into()),
+            _ => self.config.statusqueue = Some(self.expand(value, Address::parse)?),
         }
-        if matches!(kind, Kind::Path | Kind::Address | Kind::Queue | Kind::Password) {
-            self.doubt(spot, text);
+        Some(())
+    }
+
+    fn of_forward(&mut self, key: Key, value: Piece<'_>, draft: &mut Draft<'_>) -> Option<()> {
+        let forward = &mut draft.forward;
+        let time = |seconds: usize| (seconds > 0).then(|| Duration::from_secs(seconds as u64));
+        match key {
+            Key::Decrypt => forward.stages.decrypt = Some(self.password(value)?),
+            Key::Encrypt => forward.stages.encrypt = Some(self.password(value)?),
+            Key::DataCallback => forward.stages.data_callbacks.push(self.substitution(value)?),
+            Key::UniqCallback => forward.stages.uniq_callbacks.push(self.substitution(value)?),
+            Key::Async => draft.asynchronous = self.number(key, value).map(|number| number == 1),
+            Key::Worker => forward.workers = self.number(key, value)?,
+            Key::Prefetch => {
+                forward.prefetch_is_explicit = true;
+                forward.prefetch = self.number(key, value)?;
+            }
+            Key::Priority => forward.priority = Priority::ALL[self.number(key, value)?],
+            Key::Timeout => forward.timeout = time(self.number(key, value)?),
+            Key::MaxAge => {
+                forward.max_age = time(self.number(key, value)?);
+                forward.stages.reads_time = forward.max_age.is_some();
+            }
+            _ => {
+                let read = |text: &str| match text.contains('/') {
+                    true => Address::parse(text),
+                    false => check_written(text, "").map(|()| forward.source.with_queue(text)),
+                };
+                forward.reject_queue = Some(self.expand(value, read)?);
+            }
         }
+        Some(())
+    }
+
+    fn number(&mut self, key: Key, value: Piece<'_>) -> Option<usize> {
+        let Entry { name, values, kind, .. } = key.entry();
+        let text = value.text;
         let number = match kind {
-            Kind::Words(words) => words.iter().position(|word| *word == text).map(|position| position as u64),
+            Kind::Words(words) => words.iter().position(|word| *word == text),
             Kind::Number(range) => digits(text).filter(|number| range.contains(number)),
             Kind::Size(range) => size(text).filter(|bytes| range.contains(bytes)),
-            Kind::Substitution => {
-                return settings.substitutions.extend(self.substitution(spot, value).map(|s| (key, s)));
-            }
-            Kind::Path => return settings.paths.extend(self.output(spot, value).map(|path| (key, path))),
-            Kind::Password => return settings.ciphers.extend(self.password(spot, value).map(|cipher| (key, cipher))),
-            Kind::Queue => return settings.addresses.extend(self.reject_queue(spot, value).map(|queue| (key, queue))),
-            Kind::Address => {
-                return settings
-                    .addresses
-                    .extend(self.expand(spot, value, Address::parse).map(|address| (key, address)));
-            }
+            _ => None,
         };
-        if number.is_none() {
+        number.or_else(|| {
             let comment = if text.contains(['#', ';']) { "; a comment has a line of its own" } else { "" };
-            let expected = format!("for `{}`: expected {}{comment}", key.name(), key.entry().values);
+            let expected = format!("for `{name}`: expected {values}{comment}");
             let message = format!("invalid value {} {expected}", quoted(text));
-            self.wrong_quoting(&spot.at(value.offset), message, &format!("invalid value {expected}"));
-        }
-        settings.numbers.extend(number.map(|number| (key, number)));
+            self.report.refuse_quoting(value, &message, &format!("invalid value {expected}"))
+        })
     }
 
-    fn substitution(&mut self, spot: &Spot, value: Part<'_>) -> Option<Substitution> {
+    fn substitution(&mut self, value: Piece<'_>) -> Option<Substitution> {
         let (offset, message) = match Substitution::parse(value.text) {
             Ok(substitution) => return Some(substitution),
             Err(_) if value.text.starts_with("sub") => (0, NOT_PERL.to_owned()),
             Err(error) => (error.offset, error.message),
         };
-        self.report.wrong(&spot.at(value.offset + offset), message);
-        None
+        self.report.refuse(value.at(value.offset + offset), message)
     }
 
-    /// An address, or a queue name alone, on the source's server.
-    fn reject_queue(&mut self, spot: &Spot, value: Part<'_>) -> Option<Address> {
-        let source = self.drafts.last().and_then(|draft| draft.sources.first()).cloned();
-        let read = |text: &str| {
-            if text.contains('/') {
-                return Address::parse(text).map(Some);
-            }
-            check_written(text, "")?;
-            Ok(source.map(|source| source.with_queue(text)))
-        };
-        self.expand(spot, value, read).flatten()
-    }
-
-    fn path(&mut self, spot: &Spot, value: Part<'_>) -> Option<String> {
-        let read = |text: &str| match text {
-            "" => Err(AddressError { message: "the path is empty".to_owned(), offset: 0 }),
-            _ => Ok(text.to_owned()),
-        };
-        let path = self.expand(spot, value, read)?;
+    fn path(&mut self, value: Piece<'_>) -> Option<String> {
+        let read = |text: &str| if text.is_empty() { fail(0, "the path is empty") } else { Ok(text.to_owned()) };
+        let path = self.expand(value, read)?;
         if path.starts_with('~') {
-            self.report.warn(spot, "`~` is not expanded: write the whole path");
+            self.report.warn(value, "`~` is not expanded: write the whole path");
         }
         Some(path)
     }
 
     /// The path of a file that will be written, or `stdout` and the like.
-    fn output(&mut self, spot: &Spot, value: Part<'_>) -> Option<String> {
-        let path = self.path(spot, value)?;
-        let folder =
-            Path::new(&path).parent().map(|folder| folder.to_string_lossy()).filter(|folder| !folder.is_empty());
-        if let Some(folder) = folder.filter(|folder| !folder.starts_with('~') && !Path::new(folder.as_ref()).is_dir()) {
-            self.report.warn(spot, &format!("the folder {} does not exist: create it", quoted(&folder)));
+    fn output(&mut self, value: Piece<'_>) -> Option<String> {
+        let path = self.path(value)?;
+        let folder = Path::new(&path).parent().and_then(Path::to_str).unwrap_or_default();
+        if !folder.is_empty() && !folder.starts_with('~') && !Path::new(folder).is_dir() {
+            self.report.warn(value, &format!("the folder {} does not exist: create it", quoted(folder)));
         }
         Some(path)
     }
 
-    fn password(&mut self, spot: &Spot, value: Part<'_>) -> Option<Cipher> {
-        let Some(path) = value.text.strip_prefix("file:") else {
+    fn password(&mut self, value: Piece<'_>) -> Option<Cipher> {
+        let password = if let Some(path) = value.text.strip_prefix("file:") {
+            let end = value.offset + value.text.len();
+            let path = value.between(end - path.len(), end);
+            let name = self.path(path)?;
+            let shown = quoted(&name);
+            let wrong = |reason| self.report.wrong(path, format!("password file {shown} {reason}"));
+            let (password, world_readable) = read_password(&name).map_err(wrong).ok()?;
+            if world_readable {
+                self.report.warn(value, &format!("password file {shown} is world-readable: run chmod o-r"));
+            }
+            password
+        } else {
             if self.variables.is_variable(value.text) {
-                self.report.warn(spot, "the password is a variable's name: passwords are not expanded");
+                self.report.warn(value, "the password is a variable's name: passwords are not expanded");
             }
             if Path::new(value.text).is_file() {
-                self.report.warn(spot, "the password is the path of an existing file: write file:PATH to read it");
+                self.report.warn(value, "the password is the path of an existing file: write file:PATH to read it");
             }
             if std::mem::take(&mut self.world_readable) {
-                self.report.warn(spot, "a password stands in this file, which is world-readable: run chmod o-r");
+                self.report.warn(value, "a password stands in this file, which is world-readable: run chmod o-r");
             }
-            return Some(self.cipher(spot, value.text.as_bytes()));
+            value.text.into()
         };
-        let path = Part::trimmed(path, value.offset + "file:".len());
-        let name = self.path(spot, path)?;
-        let shown = quoted(&name);
-        let wrong = |reason| self.report.wrong(&spot.at(path.offset), format!("password file {shown} {reason}"));
-        let (password, world_readable) = read_password(&name).map_err(wrong).ok()?;
-        if world_readable {
-            self.report.warn(spot, &format!("password file {shown} is world-readable: run chmod o-r"));
-        }
-        Some(self.cipher(spot, &password))
-    }
-
-    fn cipher(&mut self, spot: &Spot, password: &[u8]) -> Cipher {
         if password.len() > MAX_PASSWORD {
             let message = format!("the password is longer than {MAX_PASSWORD} bytes: Mod-Gearman uses no more of it");
-            self.report.warn(spot, &message);
+            self.report.warn(value, &message);
         }
-        let cipher = Cipher::new(password);
-        let known = self.ciphers.iter().position(|known| *known == cipher).unwrap_or_else(|| {
-            self.ciphers.push(cipher);
-            self.ciphers.len() - 1
-        });
-        self.ciphers[known].clone()
+        Some(Cipher::new(&password))
     }
 }
 
@@ -429,16 +419,13 @@ fn unknown(key: &str) -> String {
 }
 
 /// Digits and nothing else; std would take a sign.
-fn digits(text: &str) -> Option<u64> {
+fn digits(text: &str) -> Option<usize> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 /// Bytes, from digits with K, M, G or nothing behind them.
-fn size(text: &str) -> Option<u64> {
-    let (number, unit) = match text.strip_suffix(['K', 'M', 'G']) {
-        Some(number) => (number, text.get(number.len()..)?),
-        None => (text, ""),
-    };
-    let shift = ["", "K", "M", "G"].iter().position(|known| *known == unit)? * 10;
+fn size(text: &str) -> Option<usize> {
+    let number = text.trim_end_matches(['K', 'M', 'G']);
+    let shift = ["", "K", "M", "G"].iter().position(|unit| text.get(number.len()..) == Some(unit))? * 10;
     digits(number)?.checked_mul(1 << shift)
 }

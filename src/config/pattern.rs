@@ -1,17 +1,16 @@
 //! Patterns: of files, and of queues that are found at run time.
 
 use std::collections::{BTreeSet, HashSet};
-use std::fmt;
 use std::sync::Arc;
 
 use regex::Regex;
 
 use super::address::{Address, Server, check_queue};
-use super::{Config, ForwardConfig, Place};
+use super::{Config, ForwardConfig};
 
 /// More queues than this are not relayed by one pattern: each is a forward with threads and connections, and the names
 /// come from outside.
-pub const MAX_FOUND: usize = 1000;
+const MAX_FOUND: usize = 1000;
 
 /// A pattern as the shell's: `*` is any text, `?` one character.
 #[derive(Debug, Clone)]
@@ -23,28 +22,19 @@ pub struct Glob {
 impl Glob {
     /// With `classes`, `[a-z]` is one of these characters and `[!a-z]` is another. None if there is no such pattern.
     pub(super) fn new(text: &str, classes: bool) -> Option<Glob> {
+        let literal = |text: &str| regex::escape(text).replace(r"\*", ".*").replace(r"\?", ".");
         let mut regex = String::from("(?s)^");
-        let mut rest = text.chars();
-        while let Some(c) = rest.next() {
+        let mut rest = text;
+        while let Some((before, class)) = rest.split_once('[').filter(|_| classes) {
+            let (not, members) = class.strip_prefix(['!', '^']).map_or(("", class), |members| ("^", members));
             // A bracket that comes first in its class is a member.
-            let class = rest.as_str();
-            let negated = class.starts_with(['!', '^']);
-            let first = usize::from(negated);
-            let end = class.char_indices().skip(first + 1).find(|(_, c)| *c == ']').map(|(end, _)| end);
-            match (c, end) {
-                ('*', _) => regex.push_str(".*"),
-                ('?', _) => regex.push('.'),
-                ('[', Some(end)) if classes => {
-                    let members = class.get(first..end)?;
-                    let escape = |c: char| if c == '-' { c.to_string() } else { regex::escape(&c.to_string()) };
-                    let members: String = members.chars().map(escape).collect();
-                    regex.push_str(&format!("[{}{members}]", if negated { "^" } else { "" }));
-                    rest = class.get(end + 1..)?.chars();
-                }
-                _ => regex.push_str(&regex::escape(&c.to_string())),
-            }
+            let Some((end, _)) = members.char_indices().skip(1).find(|(_, c)| *c == ']') else { break };
+            let (members, behind) = members.split_at(end);
+            regex += &format!("{}[{not}{}]", literal(before), regex::escape(members).replace(r"\-", "-"));
+            rest = behind.strip_prefix(']')?;
         }
-        Some(Glob { text: text.to_owned(), regex: Regex::new(&(regex + "$")).ok()? })
+        regex += &(literal(rest) + "$");
+        Some(Glob { text: text.to_owned(), regex: Regex::new(&regex).ok()? })
     }
 
     pub fn matches(&self, name: &str) -> bool {
@@ -81,14 +71,15 @@ pub struct QueuePattern {
     pub pattern: Glob,
     /// The pattern stands in its source; a destination without a queue keeps the name.
     pub template: ForwardConfig,
-    /// Queues of this server that other forwards take from, the status queue and reject queues.
-    pub(super) excluded: Arc<HashSet<String>>,
+    /// What other forwards take from, the status queue and reject queues, canonical.
+    pub(super) excluded: Arc<HashSet<Address>>,
 }
 
 impl QueuePattern {
     /// The forward for a queue of this server; none if the name does not match, or is excluded.
     pub fn forward_for(&self, queue: &str) -> Option<ForwardConfig> {
-        let taken = self.pattern.matches(queue) && !self.excluded.contains(queue) && check_queue(queue).is_ok();
+        let is_excluded = || self.excluded.contains(&self.template.source.with_queue(queue).canonical());
+        let taken = self.pattern.matches(queue) && check_queue(queue).is_ok() && !is_excluded();
         taken.then(|| self.template.named(queue))
     }
 }
@@ -109,24 +100,9 @@ impl ForwardConfig {
 pub struct Found {
     /// Each queue once, by the first pattern that takes it.
     pub forwards: Vec<ForwardConfig>,
-    /// Patterns that match too much; the first [`MAX_FOUND`] queues by name are relayed.
-    pub errors: Vec<TooMany>,
-}
-
-/// A pattern that matches more than [`MAX_FOUND`] queues.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TooMany {
-    pub place: Place,
-    /// With the pattern as its queue.
-    pub source: Address,
-    pub count: usize,
-}
-
-impl fmt::Display for TooMany {
-    /// For the status, too: no brackets or quotes.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} queues match the pattern in line {}, relaying {MAX_FOUND}", self.count, self.place.line)
-    }
+    /// Patterns that match more than [`MAX_FOUND`] queues, of which the first by name are relayed. For the status, too:
+    /// no brackets or quotes.
+    pub errors: Vec<String>,
 }
 
 impl Config {
@@ -139,8 +115,8 @@ impl Config {
             let forwards: Vec<ForwardConfig> = left.iter().filter_map(|queue| pattern.forward_for(queue)).collect();
             left.retain(|queue| !pattern.pattern.matches(queue));
             if forwards.len() > MAX_FOUND {
-                let ForwardConfig { place, source, .. } = pattern.template.clone();
-                found.errors.push(TooMany { place, source, count: forwards.len() });
+                let (count, line) = (forwards.len(), pattern.template.place.line);
+                found.errors.push(format!("{count} queues match the pattern in line {line}, relaying {MAX_FOUND}"));
             }
             found.forwards.extend(forwards.into_iter().take(MAX_FOUND));
         }

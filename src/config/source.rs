@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{ConfigError, Place};
+use super::error::{Place, of_file};
 use super::pattern::Glob;
 
 /// No configuration is larger, bytes.
@@ -16,8 +16,7 @@ const MAX_FILE_SIZE: u64 = 16 << 20;
 /// No password file is larger, bytes.
 const MAX_PASSWORD_SIZE: u64 = 64 << 10;
 
-/// Files of a folder are read if their name ends so.
-const EXTENSIONS: [&str; 2] = [".cfg", ".conf"];
+const WILDCARDS: [char; 3] = ['*', '?', '['];
 
 /// Linux's number, but for MIPS and SPARC: there it is another harmless flag, and the check before opening has to do.
 const O_NONBLOCK: i32 = 0o4000;
@@ -37,39 +36,38 @@ pub(super) struct Line {
 /// A file is itself. A folder is its `*.cfg` and `*.conf` in order of name, without hidden ones and subfolders; there may
 /// be none. A pattern (`*`, `?`, `[...]` in any part of the path) is what it matches, in order of name, as the shell
 /// does; there must be one. A file whose name looks like a pattern is a file if it exists.
-pub(super) fn find(path: &Path) -> Vec<Result<PathBuf, ConfigError>> {
+pub(super) fn find(path: &Path) -> Vec<Result<PathBuf, String>> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => folder(path),
         Ok(_) => vec![Ok(path.to_owned())],
-        Err(_) if path.to_string_lossy().contains(['*', '?', '[']) => {
-            let matches = matches(path);
-            if matches.is_empty() {
+        Err(_) if path.to_string_lossy().contains(WILDCARDS) => match matches(path) {
+            matches if matches.is_empty() => {
                 let message = "no file matches this pattern: quote it so that the shell leaves it alone, and check that \
                                the folder can be read";
-                return vec![Err(ConfigError::of_file(path.display(), message))];
+                vec![Err(of_file(path.display(), message))]
             }
-            matches.into_iter().flat_map(|path| if path.is_dir() { folder(&path) } else { vec![Ok(path)] }).collect()
-        }
+            matches => matches.iter().flat_map(|path| find(path)).collect(),
+        },
         Err(error) => vec![Err(unreadable(path, &error))],
     }
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> ConfigError {
+fn unreadable(path: &Path, error: &io::Error) -> String {
     let message = match error.kind() {
         io::ErrorKind::NotFound => "there is no such file: --config names a file, a folder or a pattern".to_owned(),
         _ => format!("cannot be read: {}", reason(error)),
     };
-    ConfigError::of_file(path.display(), message)
+    of_file(path.display(), message)
 }
 
 /// What to say of an old configuration of the Perl script where the one of this program is missing.
-pub(super) fn not_converted(path: &Path, old: &Path) -> ConfigError {
+pub(super) fn not_converted(path: &Path, old: &Path) -> String {
     let (path, old) = (path.display(), old.display());
     let message = format!(
         "there is no such file, but a configuration of gearman_proxy.pl is at {old}: convert it with \
          `gearman-proxy-convert {old} > {path}`"
     );
-    ConfigError::of_file(path, message)
+    of_file(path, message)
 }
 
 /// The system's words without the number that std adds.
@@ -78,8 +76,8 @@ fn reason(error: &io::Error) -> String {
     text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words).to_owned()
 }
 
-fn folder(path: &Path) -> Vec<Result<PathBuf, ConfigError>> {
-    match listed(path, |name| EXTENSIONS.iter().any(|extension| name.ends_with(extension))) {
+fn folder(path: &Path) -> Vec<Result<PathBuf, String>> {
+    match listed(path, |name| name.ends_with(".cfg") || name.ends_with(".conf")) {
         Ok(files) => files.into_iter().filter(|file| !file.is_dir()).map(Ok).collect(),
         Err(error) => vec![Err(unreadable(path, &error))],
     }
@@ -100,7 +98,7 @@ fn matches(pattern: &Path) -> Vec<PathBuf> {
     let mut found = vec![PathBuf::new()];
     for component in pattern.components() {
         let part = component.as_os_str().to_string_lossy();
-        let is_pattern = matches!(component, Component::Normal(_)) && part.contains(['*', '?', '[']);
+        let is_pattern = matches!(component, Component::Normal(_)) && part.contains(WILDCARDS);
         let glob = Glob::new(&part, true);
         let matches = |name: &str| glob.as_ref().is_some_and(|glob| glob.matches(name));
         let below = |base: PathBuf| match is_pattern {
@@ -135,26 +133,17 @@ fn world_readable(metadata: &Metadata) -> bool {
     metadata.permissions().mode() & 0o004 != 0
 }
 
-/// Reads files, each once however often it is named.
-#[derive(Default)]
-pub(super) struct Reader {
-    seen: HashSet<(u64, u64)>,
-}
-
-impl Reader {
-    /// A file's lines, and whether others can read it. None if the file was read before, which happens when a file and its
-    /// folder are both named.
-    pub(super) fn read(&mut self, path: &Path) -> Result<Option<(Vec<Line>, bool)>, ConfigError> {
-        let (bytes, metadata) = read_regular(path, MAX_FILE_SIZE).map_err(|error| unreadable(path, &error))?;
-        if !self.seen.insert((metadata.dev(), metadata.ino())) {
-            return Ok(None);
-        }
-        if bytes.contains(&0) {
-            let message = "is not a text file: expected UTF-8, one `key = value` a line";
-            return Err(ConfigError::of_file(path.display(), message));
-        }
-        Ok(Some((lines(path, &bytes), world_readable(&metadata))))
+/// A file's lines, and whether others can read it. None if it is among those that were `seen`, which happens when a file
+/// and its folder are both named.
+pub(super) fn read(path: &Path, seen: &mut HashSet<(u64, u64)>) -> Result<Option<(Vec<Line>, bool)>, String> {
+    let (bytes, metadata) = read_regular(path, MAX_FILE_SIZE).map_err(|error| unreadable(path, &error))?;
+    if !seen.insert((metadata.dev(), metadata.ino())) {
+        return Ok(None);
     }
+    if bytes.contains(&0) {
+        return Err(of_file(path.display(), "is not a text file: expected UTF-8, one `key = value` a line"));
+    }
+    Ok(Some((lines(path, &bytes), world_readable(&metadata))))
 }
 
 fn lines(path: &Path, bytes: &[u8]) -> Vec<Line> {
@@ -163,13 +152,8 @@ fn lines(path: &Path, bytes: &[u8]) -> Vec<Line> {
     let line = |(index, bytes): (usize, &[u8])| {
         let bytes: Vec<u8> = bytes.iter().copied().filter(|b| *b != b'\r').collect();
         let place = Place { file: Arc::clone(&file), line: index + 1 };
-        match String::from_utf8(bytes) {
-            Ok(text) => Line { place, text, invalid: None },
-            Err(error) => {
-                let invalid = Some(error.utf8_error().valid_up_to());
-                Line { place, text: String::from_utf8_lossy(error.as_bytes()).into_owned(), invalid }
-            }
-        }
+        let invalid = std::str::from_utf8(&bytes).err().map(|error| error.valid_up_to());
+        Line { place, text: String::from_utf8_lossy(&bytes).into_owned(), invalid }
     };
     bytes.split(|b| *b == b'\n').enumerate().map(line).collect()
 }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::syntax::{SyntaxError, fail};
+
 /// No value gets longer than this, bytes: a variable doubled in line after line would fill the memory.
 const MAX_SIZE: usize = 64 << 10;
 
@@ -13,15 +15,6 @@ pub(super) struct Variables {
     /// None for one whose definition is wrong: that was reported, its use need not be.
     set: HashMap<String, Option<String>>,
     environment: fn(&str) -> Option<String>,
-}
-
-/// Why a text can't be expanded.
-#[derive(Debug, PartialEq)]
-pub(super) enum ExpansionError {
-    /// The definition of a variable in it is wrong and was reported.
-    Reported,
-    /// What is wrong, and what would be right; the spot in bytes.
-    Wrong { offset: usize, message: String },
 }
 
 impl Default for Variables {
@@ -42,32 +35,29 @@ impl Variables {
         name.is_some_and(|name| self.set.contains_key(name))
     }
 
-    pub(super) fn expand(&self, text: &str) -> Result<String, ExpansionError> {
+    /// # Errors
+    /// What is wrong; none if that is the definition of a variable, which was reported.
+    pub(super) fn expand(&self, text: &str) -> Result<String, Option<SyntaxError>> {
         let mut expanded = String::with_capacity(text.len());
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('$') {
-            let wrong = |message: String| Err(ExpansionError::Wrong { offset: text.len() - after.len() - 1, message });
+            let wrong = |message: String| fail(text.len() - after.len() - 1, message).map_err(Some);
             let (name, behind) = match after.strip_prefix('{').map(|braced| braced.split_once('}')) {
                 Some(Some(parts)) => parts,
                 Some(None) => return wrong("the brace is not closed: ${name}".to_owned()),
                 None if after.starts_with('$') => after.split_at(1),
                 None => after.split_at(leading_name(after).len()),
             };
-            let set = self.set.get(name).cloned().or_else(|| Some(Some((self.environment)(name)?)));
-            let value = match set {
+            let environment = || (self.environment)(name).map(Some);
+            let value = match self.set.get(name).cloned().or_else(environment) {
                 _ if name == "$" => "$".to_owned(),
                 _ if !is_name(name) => {
-                    return wrong(format!(
-                        "a variable's name should follow the `$`, {NAME}; write `$$` for a `$` itself"
-                    ));
+                    wrong(format!("a variable's name should follow the `$`, {NAME}; write `$$` for a `$` itself"))?
                 }
-                Some(Some(value)) => value,
-                Some(None) => return Err(ExpansionError::Reported),
-                None => {
-                    return wrong(format!(
-                        "the variable ${name} is not set, neither above nor in the environment: set it with `${name} = ...`"
-                    ));
-                }
+                Some(value) => value.ok_or(None)?,
+                None => wrong(format!(
+                    "the variable ${name} is not set, neither above nor in the environment: set it with `${name} = ...`"
+                ))?,
             };
             expanded.extend([before, &value]);
             if expanded.len() > MAX_SIZE {
@@ -135,11 +125,11 @@ mod tests {
     fn what_cannot_be_expanded_is_pointed_at() {
         for (text, at) in [("x$nope", 1), ("$a$", 2), ("$a ${", 3), ("${}", 0), ("${a b}", 0), ("$1", 0), ("$ü", 0)] {
             match variables().expand(text) {
-                Err(ExpansionError::Wrong { offset, .. }) => assert_eq!(offset, at, "{text}"),
+                Err(Some(SyntaxError { offset, .. })) => assert_eq!(offset, at, "{text}"),
                 other => panic!("{text}: {other:?}"),
             }
         }
-        assert_eq!(variables().expand("$broken"), Err(ExpansionError::Reported));
+        assert_eq!(variables().expand("$broken"), Err(None));
     }
 
     #[test]

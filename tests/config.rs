@@ -587,6 +587,15 @@ fn lines_that_are_not_key_and_value() {
 const MISSING_SIGN: &str = "the `=` is missing: a line is `key = value`, or a comment that begins with `#`";
 
 #[test]
+fn blanks_at_a_lines_end_are_no_value() {
+    let folder = Folder::new();
+    for line in ["worker", "$x", "h/c", "logfile"] {
+        folder.write("f", format!("h/a = h/b\n{line} \t\n"));
+        assert_eq!(folder.check(&["f"]).errors(), [format!("f:2: {MISSING_SIGN}")], "{line}");
+    }
+}
+
+#[test]
 fn the_options_under_a_broken_forward_are_not_the_forwards_above() {
     for broken in ["h/c -> h/d", "h/c => h/d", "h/c = /d", "h/c = "] {
         let folder = Folder::with(&[("f", &format!("h/a = h/b\nworker = 2\n{broken}\nworker = 3\n"))]);

@@ -147,11 +147,11 @@ impl<'l> Parser<'l> {
             return None;
         }
         let text = whole.line.text.as_str();
-        let sign = text.find('=').unwrap_or(whole.offset + whole.text.len());
-        let broken = match (whole.line.invalid, text.get(sign + 1..)) {
+        let sign = text.find('=');
+        let broken = match (whole.line.invalid, sign) {
             (Some(offset), _) => Some((offset, "this is not UTF-8: save the file as UTF-8")),
-            (None, None) => Some((sign, MISSING_SIGN)),
-            (None, Some(value)) if value.starts_with('>') => Some((sign, "`=>` is Perl: write `=` instead")),
+            (None, None) => Some((whole.offset + whole.text.len(), MISSING_SIGN)),
+            (None, Some(sign)) if text[sign..].starts_with("=>") => Some((sign, "`=>` is Perl: write `=` instead")),
             _ => None,
         };
         if let Some((offset, message)) = broken {
@@ -161,7 +161,7 @@ impl<'l> Parser<'l> {
             }
             return self.report.refuse(whole.at(offset), message);
         }
-        let (key, value) = (whole.between(0, sign), whole.between(sign + 1, text.len()));
+        let (key, value) = (whole.between(0, sign?), whole.between(sign? + 1, text.len()));
         if key.text.is_empty() {
             self.report.refuse(key, "the key is missing before the `=`: a line is `key = value`")
         } else if key.text.contains('/') {

@@ -433,6 +433,13 @@ fn patterns_make_forwards_of_the_queues_that_match() {
 }
 
 #[test]
+fn of_two_patterns_the_first_makes_the_forward_however_the_server_is_written() {
+    let config = accepted("localhost/host_* = i/\n127.0.0.1/host_a* = j/\n127.0.0.1/* = k/\n");
+    assert_eq!(found(&config, "localhost", &["host_a", "b"]), ["localhost:4730/host_a = i:4730/host_a"]);
+    assert_eq!(found(&config, "127.0.0.1", &["host_a", "b"]), ["127.0.0.1:4730/b = k:4730/b"]);
+}
+
+#[test]
 fn a_pattern_finds_a_thousand_queues_and_names_what_is_more() {
     let config = accepted("h/q* = i/\nh/* = i/rest\n");
     let queues: Vec<String> = (0..1500).map(|n| format!("q{n:04}")).chain(["other".to_owned()]).collect();

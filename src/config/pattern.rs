@@ -111,9 +111,14 @@ impl Config {
     pub fn found_forwards<'q>(&self, server: &Server, queues: impl Iterator<Item = &'q str>) -> Found {
         let mut left: BTreeSet<&str> = queues.collect();
         let mut found = Found::default();
-        for pattern in self.patterns.iter().filter(|pattern| pattern.server == *server) {
+        let here = server.canonical();
+        for pattern in self.patterns.iter().filter(|pattern| pattern.server.canonical() == here) {
             let forwards: Vec<ForwardConfig> = left.iter().filter_map(|queue| pattern.forward_for(queue)).collect();
             left.retain(|queue| !pattern.pattern.matches(queue));
+            // With its server written otherwise, it takes these queues when that is asked.
+            if pattern.server != *server {
+                continue;
+            }
             if forwards.len() > MAX_FOUND {
                 let (count, line) = (forwards.len(), pattern.template.place.line);
                 found.errors.push(format!("{count} queues match the pattern in line {line}, relaying {MAX_FOUND}"));

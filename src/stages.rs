@@ -14,14 +14,12 @@
 pub mod base64;
 pub mod bounds;
 pub mod cipher;
-mod explain;
 pub mod substitution;
 
 use std::fmt;
 use std::mem;
 
 pub use bounds::{CPU_LIMIT, Failure, Limits};
-pub use explain::{Explanation, Step};
 
 use bounds::Bounds;
 use cipher::Cipher;
@@ -29,6 +27,9 @@ use substitution::{Groups, Substitution};
 
 /// A longer unique id is stored cut by gearmand and confuses its answers, bytes.
 const MAX_UNIQUE: usize = 63;
+
+/// Matches of one substitution that a [`Step`] keeps.
+const MAX_MATCHED: usize = 10;
 
 /// Buffers that grew beyond this for a large job are given back at the next, bytes.
 const MAX_KEPT: usize = 1 << 20;
@@ -121,27 +122,27 @@ impl fmt::Display for Undeliverable {
     }
 }
 
-impl std::error::Error for Undeliverable {}
-
-/// What is told of each step while it runs.
-trait Watch {
-    /// `kept_off`: a guard keeps the substitution from being applied.
-    fn begin(&mut self, _stage: &'static str, _substitution: Option<&Substitution>, _kept_off: bool) {}
-    fn matched(&mut self, _text: &[u8]) {}
-    fn end(&mut self, _outcome: &[u8]) {}
+/// What one step does to a job, for `--try`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Step {
+    /// `base64-decode`, `decrypt`, `uniq_callback`, `data_callback`, `encrypt`, `base64-encode`.
+    pub stage: &'static str,
+    /// Of a callback.
+    pub substitution: Option<Substitution>,
+    /// Whether its guard kept it from being applied.
+    pub kept_off: bool,
+    /// How often its pattern matched.
+    pub matches: usize,
+    /// What it matched: the first ten.
+    pub matched: Vec<Vec<u8>>,
+    /// What the data (for `uniq_callback` its copy) was after this step; none if it went no further.
+    pub outcome: Option<Vec<u8>>,
 }
-
-/// For stages that are not explained.
-impl Watch for () {}
 
 impl Stages {
     /// Whether data passes byte for byte and nothing is read from it.
     pub fn is_identity(&self) -> bool {
-        self.decrypt.is_none()
-            && self.encrypt.is_none()
-            && self.data_callbacks.is_empty()
-            && self.uniq_callbacks.is_empty()
-            && !self.reads_time
+        *self == Stages::default()
     }
 
     /// Runs the stages on one job's data.
@@ -154,22 +155,26 @@ impl Stages {
         scratch: &'a mut Scratch,
         limits: &Limits<'_>,
     ) -> Result<Staged<'a>, Failure> {
-        self.run(data, scratch, limits, &mut ())
+        self.explain(data, scratch, limits, None)
     }
 
-    fn run<'a>(
+    /// As [`Stages::apply`]; tells the steps, too, in their order; none when the data passes as it came.
+    ///
+    /// # Errors
+    /// As there. The last step is the one that failed.
+    pub fn explain<'a>(
         &self,
         data: &'a [u8],
         scratch: &'a mut Scratch,
         limits: &Limits<'_>,
-        watch: &mut impl Watch,
+        steps: Option<&mut Vec<Step>>,
     ) -> Result<Staged<'a>, Failure> {
         scratch.trim();
         let Scratch { text, other, unique, groups } = scratch;
         let changes = !self.data_callbacks.is_empty();
         let encodes = changes || self.encrypt.is_some();
         let max_text = if encodes { limits.max_size / 4 * 3 } else { limits.max_size };
-        let mut work = Work { bounds: Bounds::new(limits, max_text), other, groups, watch };
+        let mut work = Work { bounds: Bounds::new(limits, max_text), other, groups, steps };
         if self.decrypt.is_some() || changes || !self.uniq_callbacks.is_empty() {
             self.read(data, text, &mut work)?;
         } else if self.reads_time && base64::decode(data, text, work.other).is_err() {
@@ -200,43 +205,55 @@ impl Stages {
             work.bounds.append(text, data)?;
         }
         if let Some(cipher) = &self.encrypt {
-            work.watch.begin("encrypt", None, false);
+            work.begin("encrypt");
             cipher.encrypt(text)?;
-            work.watch.end(text);
+            work.end(text);
         }
         work.bounds.check_size(text.len())?;
-        work.watch.begin("base64-encode", None, false);
+        work.begin("base64-encode");
         base64::encode(text, work.other)?;
-        work.watch.end(work.other);
-        Ok(Staged { data: work.other, unique, warning, time })
+        let Work { other, steps, .. } = work;
+        end(steps, other);
+        Ok(Staged { data: other, unique, warning, time })
     }
 
     /// Makes the readable text of a job's data.
-    fn read(&self, data: &[u8], text: &mut Vec<u8>, work: &mut Work<'_, '_, impl Watch>) -> Result<(), Undeliverable> {
-        work.watch.begin("base64-decode", None, false);
+    fn read(&self, data: &[u8], text: &mut Vec<u8>, work: &mut Work<'_, '_>) -> Result<(), Undeliverable> {
+        work.begin("base64-decode");
         base64::decode(data, text, work.other)?;
-        work.watch.end(text);
+        work.end(text);
         if let Some(cipher) = &self.decrypt {
-            work.watch.begin("decrypt", None, false);
+            work.begin("decrypt");
             cipher.decrypt(text)?;
             if !is_plausible(text) {
                 return Err(Undeliverable::WrongPassword);
             }
-            work.watch.end(text);
+            work.end(text);
         }
         Ok(())
     }
 }
 
 /// What the steps of one job share.
-struct Work<'w, 's, W> {
+struct Work<'w, 's> {
     bounds: Bounds<'w>,
     other: &'s mut Vec<u8>,
     groups: &'w mut Groups,
-    watch: &'w mut W,
+    /// If they are wanted.
+    steps: Option<&'w mut Vec<Step>>,
 }
 
-impl<W: Watch> Work<'_, '_, W> {
+impl Work<'_, '_> {
+    fn begin(&mut self, stage: &'static str) {
+        if let Some(steps) = &mut self.steps {
+            steps.push(Step { stage, ..Step::default() });
+        }
+    }
+
+    fn end(&mut self, outcome: &[u8]) {
+        end(self.steps.as_deref_mut(), outcome);
+    }
+
     /// Applies substitutions to a text, in order, where their guards allow it. Whether anything matched.
     fn substitute(
         &mut self,
@@ -247,15 +264,30 @@ impl<W: Watch> Work<'_, '_, W> {
         let mut is_changed = false;
         for substitution in substitutions {
             let applies = substitution.applies_to(text);
-            self.watch.begin(stage, Some(substitution), !applies);
-            let matched = |matched: &[u8]| self.watch.matched(matched);
+            self.begin(stage);
+            let mut step = self.steps.as_mut().and_then(|steps| steps.last_mut());
+            if let Some(step) = &mut step {
+                (step.substitution, step.kept_off) = (Some(substitution.clone()), !applies);
+            }
+            let matched = |text: &[u8]| {
+                if let Some(step) = &mut step {
+                    step.matches += 1;
+                    step.matched.extend((step.matches <= MAX_MATCHED).then(|| text.to_vec()));
+                }
+            };
             if applies && substitution.apply(text, self.other, self.groups, &mut self.bounds, matched)? > 0 {
                 mem::swap(text, self.other);
                 is_changed = true;
             }
-            self.watch.end(text);
+            self.end(text);
         }
         Ok(is_changed)
+    }
+}
+
+fn end(steps: Option<&mut Vec<Step>>, outcome: &[u8]) {
+    if let Some(step) = steps.and_then(|steps| steps.last_mut()) {
+        step.outcome = Some(outcome.to_vec());
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::{Address, Config, ForwardConfig};
-use crate::stages::{Explanation, Limits, Step};
+use crate::stages::{Failure, Limits, Scratch, Staged, Stages, Step};
 
 /// Of each step's data this much is shown, bytes.
 const MAX_SHOWN: usize = 4096;
@@ -24,120 +24,105 @@ pub fn run(
     out: &mut impl Write,
     errors: &mut impl Write,
 ) -> io::Result<u8> {
-    let forward = match Address::parse(address) {
-        Ok(address) => config.forward_from(&address),
-        Err(error) => {
-            writeln!(errors, "{}: {error}", escaped(address.as_bytes()))?;
-            return known(config, errors);
+    let shown = escaped(address.as_bytes());
+    let wrong = match Address::parse(address).map(|address| config.forward_from(&address)) {
+        Ok(Some(forward)) => {
+            let mut data = Vec::new();
+            input.read_to_end(&mut data)?;
+            let (status, text) = explain(config, &forward, &data);
+            return out.write_all(text.as_bytes()).map(|()| status);
         }
+        Ok(None) => format!("no forward takes jobs from {shown}"),
+        Err(error) => format!("{shown}: {error}"),
     };
-    let Some(forward) = forward else {
-        writeln!(errors, "no forward takes jobs from {}", escaped(address.as_bytes()))?;
-        return known(config, errors);
-    };
-    let mut data = Vec::new();
-    input.read_to_end(&mut data)?;
-    explain(config, &forward, &data, out)
-}
-
-fn known(config: &Config, out: &mut impl Write) -> io::Result<u8> {
-    writeln!(out, "the forwards of this configuration:")?;
+    writeln!(errors, "{wrong}\nthe forwards of this configuration:")?;
     for forward in config.forwards.iter().chain(config.patterns.iter().map(|pattern| &pattern.template)) {
-        writeln!(out, "    {}", harmless(&forward.source))?;
+        writeln!(errors, "    {}", harmless(&forward.source))?;
     }
     Ok(2)
 }
 
-fn explain(config: &Config, forward: &ForwardConfig, data: &[u8], out: &mut impl Write) -> io::Result<u8> {
-    let ForwardConfig { place, source, destinations, .. } = forward;
+/// The exit status, and what is told.
+fn explain(config: &Config, forward: &ForwardConfig, data: &[u8]) -> (u8, String) {
+    let ForwardConfig { place, source, destinations, stages, reject_queue, .. } = forward;
     let destinations: Vec<String> = destinations.iter().map(harmless).collect();
-    writeln!(out, "forward: {} -> {} ({})", harmless(source), destinations.join(", "), harmless(place))?;
-    writeln!(out, "job: {}", bytes(data.len()))?;
-    show(data, out)?;
-    if data.len() > config.max_job_size {
-        let limit = config.max_job_size;
-        writeln!(out, "undeliverable: larger than max_job_size, {limit} bytes: the job would be failed")?;
-        return Ok(1);
+    let mut text = format!("forward: {} -> {} ({})\n", harmless(source), destinations.join(", "), harmless(place));
+    text += &format!("job: {}\n{}", bytes(data.len()), lines(data));
+    let limit = config.max_job_size;
+    if data.len() > limit {
+        text += &format!("undeliverable: larger than max_job_size, {limit} bytes: the job would be failed\n");
+        return (1, text);
     }
-
-    let explanation = forward.stages.explain(data, &Limits::of_size(config.max_job_size));
-    for (position, step) in explanation.steps.iter().enumerate() {
-        tell(position + 1, step, out)?;
-    }
-    match &explanation.sent {
-        Ok(sent) => {
-            let as_it_came = if sent == data { ", as it came" } else { "" };
-            writeln!(out, "would be sent: {}{as_it_came}", bytes(sent.len()))?;
-            tell_rest(forward, &explanation, out)?;
-            Ok(0)
+    let (mut scratch, mut steps) = (Scratch::default(), Vec::new());
+    let staged = stages.explain(data, &mut scratch, &Limits::of_size(limit), Some(&mut steps));
+    text.extend(steps.iter().enumerate().map(|(index, step)| tell(index + 1, step)));
+    match staged {
+        Ok(staged) => {
+            let as_it_came = if staged.data == data { ", as it came" } else { "" };
+            text += &format!("would be sent: {}{as_it_came}\n", bytes(staged.data.len()));
+            (0, text + &tell_rest(stages, &staged))
         }
-        Err(error) => {
-            write!(out, "undeliverable: {error}; ")?;
-            match &forward.reject_queue {
-                Some(queue) => writeln!(out, "the job would go to {} as it came", harmless(queue))?,
-                None => writeln!(out, "the job would be failed: there is no reject_queue")?,
-            }
-            Ok(1)
+        // Nothing stops it.
+        Err(Failure::Stopped) => (1, text),
+        Err(Failure::Undeliverable(error)) => {
+            let fate = match reject_queue {
+                Some(queue) => format!("the job would go to {} as it came", harmless(queue)),
+                None => "the job would be failed: there is no reject_queue".to_owned(),
+            };
+            (1, text + &format!("undeliverable: {error}; {fate}\n"))
         }
     }
 }
 
 /// What is not in the data: the unique id, and the job's age.
-fn tell_rest(forward: &ForwardConfig, explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
-    match (&explanation.unique, explanation.warning) {
-        (Some(unique), _) => writeln!(out, "unique id: {}", escaped(unique))?,
-        (None, Some(warning)) => writeln!(out, "unique id: the job's own, because {warning}")?,
-        (None, None) if forward.stages.uniq_callbacks.is_empty() => {}
-        (None, None) => writeln!(out, "unique id: the job's own, because uniq_callback made none")?,
-    }
-    match explanation.time {
+fn tell_rest(stages: &Stages, staged: &Staged<'_>) -> String {
+    let unique = match (staged.unique, staged.warning) {
+        (Some(unique), _) => format!("unique id: {}\n", escaped(unique)),
+        (None, Some(warning)) => format!("unique id: the job's own, because {warning}\n"),
+        (None, None) if stages.uniq_callbacks.is_empty() => String::new(),
+        (None, None) => "unique id: the job's own, because uniq_callback made none\n".to_owned(),
+    };
+    match staged.time {
         Some(time) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-            writeln!(out, "time of the job: {}, {} s ago", time / 1000, now.saturating_sub(time / 1000))
+            unique + &format!("time of the job: {}, {} s ago\n", time / 1000, now.saturating_sub(time / 1000))
         }
-        None if forward.stages.reads_time => writeln!(out, "time of the job: none found, so it never expires"),
-        None => Ok(()),
+        None if stages.reads_time => unique + "time of the job: none found, so it never expires\n",
+        None => unique,
     }
 }
 
-fn tell(number: usize, step: &Step, out: &mut impl Write) -> io::Result<()> {
+fn tell(number: usize, step: &Step) -> String {
     let Step { stage, substitution, kept_off, matches, matched, outcome } = step;
-    match substitution {
-        None => write!(out, "{number}. {stage}: ")?,
-        Some(substitution) => {
-            writeln!(out, "{number}. {stage} {}", harmless(substitution))?;
-            match matches {
-                0 if *kept_off => writeln!(out, "    not applied: its guard keeps it off")?,
-                0 => writeln!(out, "    matched nothing")?,
-                1 => writeln!(out, "    matched once:")?,
-                _ => writeln!(out, "    matched {matches} times:")?,
-            }
-            for text in matched {
-                let shown = text.get(..MAX_MATCH_SHOWN).unwrap_or(text);
-                let rest = if shown.len() < text.len() { "..." } else { "" };
-                writeln!(out, "        {}{rest}", escaped(shown))?;
-            }
-            if *matches > matched.len() {
-                writeln!(out, "        and {} more", matches - matched.len())?;
-            }
-            write!(out, "    outcome: ")?;
-        }
+    let told = |data: &Vec<u8>| format!("{}\n{}", bytes(data.len()), lines(data));
+    let outcome = outcome.as_ref().map_or("none\n".to_owned(), told);
+    let Some(substitution) = substitution else { return format!("{number}. {stage}: {outcome}") };
+    let mut text = format!("{number}. {stage} {}\n", harmless(substitution));
+    text += &match matches {
+        0 if *kept_off => "    not applied: its guard keeps it off\n".to_owned(),
+        0 => "    matched nothing\n".to_owned(),
+        1 => "    matched once:\n".to_owned(),
+        _ => format!("    matched {matches} times:\n"),
+    };
+    for data in matched {
+        let shown = data.get(..MAX_MATCH_SHOWN).unwrap_or(data);
+        let rest = if shown.len() < data.len() { "..." } else { "" };
+        text += &format!("        {}{rest}\n", escaped(shown));
     }
-    let Some(data) = outcome else { return writeln!(out, "none") };
-    writeln!(out, "{}", bytes(data.len()))?;
-    show(data, out)
+    if *matches > matched.len() {
+        text += &format!("        and {} more\n", matches - matched.len());
+    }
+    format!("{text}    outcome: {outcome}")
 }
 
 /// The data with its line ends both as `\n` and as line ends.
-fn show(data: &[u8], out: &mut impl Write) -> io::Result<()> {
+fn lines(data: &[u8]) -> String {
     let shown = data.get(..MAX_SHOWN).unwrap_or(data);
-    for line in shown.split_inclusive(|&byte| byte == b'\n') {
-        writeln!(out, "    | {}", escaped(line))?;
+    let lines = shown.split_inclusive(|&byte| byte == b'\n').map(|line| format!("    | {}\n", escaped(line)));
+    match data.len() - shown.len() {
+        0 => lines.collect(),
+        left => lines.collect::<String>() + &format!("    | ... and {} more\n", bytes(left)),
     }
-    if shown.len() < data.len() {
-        writeln!(out, "    | ... and {} more", bytes(data.len() - shown.len()))?;
-    }
-    Ok(())
 }
 
 fn bytes(count: usize) -> String {
@@ -161,8 +146,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::config::{LogTarget, Place};
-    use crate::stages::Stages;
+    use crate::config::Place;
     use crate::stages::cipher::Cipher;
     use crate::stages::substitution::Substitution;
 
@@ -170,24 +154,11 @@ mod tests {
     const ENCRYPTED: &[u8] = b"wX4xVmoWBHurM1LJqPDtI/RW+8ZTtBPGt5LA0IX16o06TI5bOsrd1ZptuSXetzhw";
 
     fn config(stages: Stages) -> Config {
-        Config {
-            logfile: LogTarget::Stdout,
-            debug: 0,
-            pidfile: None,
-            max_job_size: 1000,
-            statusqueue: None,
-            metricsfile: None,
-            patterns: Vec::new(),
-            forwards: vec![ForwardConfig {
-                place: Place { file: Arc::new("proxy.conf".into()), line: 7 },
-                stages,
-                ..ForwardConfig::between(
-                    Address::parse("127.0.0.1:4730/special").unwrap(),
-                    Address::parse("192.168.1.33/special").unwrap(),
-                )
-            }],
-            warnings: Vec::new(),
-        }
+        let place = Place { file: Arc::new("proxy.conf".into()), line: 7 };
+        let address = |text| Address::parse(text).unwrap();
+        let (source, destination) = (address("127.0.0.1:4730/special"), address("192.168.1.33/special"));
+        let forward = ForwardConfig { place, stages, ..ForwardConfig::between(source, destination) };
+        Config { max_job_size: 1000, forwards: vec![forward], ..Config::default() }
     }
 
     fn stages(decrypt: &str, data_callbacks: &[&str], uniq_callbacks: &[&str]) -> Stages {

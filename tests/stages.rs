@@ -7,7 +7,7 @@ use gearman_proxy::stages::substitution::Substitution;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use gearman_proxy::stages::{Failure, Limits, Scratch, Stages, Undeliverable, base64, job_time};
+use gearman_proxy::stages::{Failure, Limits, Scratch, Stages, Step, Undeliverable, base64, job_time};
 
 const PASSWORD: &[u8] = b"should_be_changed";
 
@@ -69,11 +69,19 @@ fn sent_within(max_size: usize, stages: &Stages, data: impl AsRef<[u8]>) -> Resu
     let first = stages.apply(data.as_ref(), &mut scratch, &limits).map(|staged| staged.data.to_vec());
     let again = stages.apply(data.as_ref(), &mut scratch, &limits).map(|staged| staged.data.to_vec());
     assert_eq!(first, again, "buffers used before change nothing");
-    assert_eq!(stages.explain(data.as_ref(), &limits).sent, first, "explained as applied");
+    assert_eq!(explained(stages, data, &limits).1, first, "explained as applied");
     first.map_err(|failure| match failure {
         Failure::Undeliverable(undeliverable) => undeliverable,
         Failure::Stopped => panic!("nobody stops it"),
     })
+}
+
+/// The steps, and what would be sent.
+fn explained(stages: &Stages, data: impl AsRef<[u8]>, limits: &Limits<'_>) -> (Vec<Step>, Result<Vec<u8>, Failure>) {
+    let (mut scratch, mut steps) = (Scratch::default(), Vec::new());
+    let staged = stages.explain(data.as_ref(), &mut scratch, limits, Some(&mut steps));
+    let sent = staged.map(|staged| staged.data.to_vec());
+    (steps, sent)
 }
 
 fn unique(stages: &Stages, data: impl AsRef<[u8]>) -> (Option<Vec<u8>>, Option<&'static str>) {
@@ -282,31 +290,30 @@ fn explain_tells_every_step() {
     let limits = Limits::of_size(1 << 20);
     let callbacks = &["s/e/E/g", "s/x/y/", "s/E/e/ if /nothing/"];
     let stages = with_unique(stages(Some(PASSWORD), callbacks, Some(b"other")), &[r"s/.*host_name=(\w+).*/$1/s"]);
-    let explanation = stages.explain(&encrypted(PASSWORD, JOB), &limits);
-    let names: Vec<_> = explanation.steps.iter().map(|step| step.stage).collect();
+    let (steps, sent) = explained(&stages, encrypted(PASSWORD, JOB), &limits);
+    let names: Vec<_> = steps.iter().map(|step| step.stage).collect();
     let callback = "data_callback";
     assert_eq!(names[..4], ["base64-decode", "decrypt", "uniq_callback", callback]);
     assert_eq!(names[4..], [callback, callback, "encrypt", "base64-encode"]);
-    let outcomes: Vec<_> = explanation.steps.iter().map(|step| step.outcome.clone().unwrap()).collect();
+    let outcomes: Vec<_> = steps.iter().map(|step| step.outcome.clone().unwrap()).collect();
     assert_eq!(outcomes[1], JOB.as_bytes());
     assert_eq!(outcomes[2], b"web1");
     assert_eq!(outcomes[4], JOB.replace('e', "E").as_bytes());
-    assert_eq!(explanation.sent.as_ref(), Ok(&outcomes[7]));
-    assert_eq!(explanation.unique.as_deref(), Some(&b"web1"[..]));
-    let first = &explanation.steps[3];
+    assert_eq!(sent.as_ref(), Ok(&outcomes[7]));
+    let first = &steps[3];
     assert_eq!(first.substitution.as_ref().unwrap().to_string(), "s/e/E/g");
     assert_eq!((first.matches, first.matched.len()), (JOB.matches('e').count(), 8));
     assert_eq!(first.matched[0], b"e");
-    assert_eq!((explanation.steps[4].matches, explanation.steps[4].kept_off), (0, false));
-    assert_eq!((explanation.steps[5].matches, explanation.steps[5].kept_off), (0, true));
+    assert_eq!((steps[4].matches, steps[4].kept_off), (0, false));
+    assert_eq!((steps[5].matches, steps[5].kept_off), (0, true));
 
-    let many = self::stages(None, &["s/./x/gs"], None).explain(&encoded(JOB), &limits);
-    assert_eq!((many.steps[1].matches, many.steps[1].matched.len()), (JOB.len(), 10), "the first ten are enough");
+    let (many, _) = explained(&self::stages(None, &["s/./x/gs"], None), encoded(JOB), &limits);
+    assert_eq!((many[1].matches, many[1].matched.len()), (JOB.len(), 10), "the first ten are enough");
 
-    let failed = stages.explain(&encrypted(b"wrong", JOB), &limits);
-    assert_eq!(failed.sent, Err(Undeliverable::WrongPassword.into()));
-    assert_eq!(failed.steps.len(), 2);
-    assert_eq!((failed.steps[1].stage, &failed.steps[1].outcome), ("decrypt", &None));
+    let (failed, sent) = explained(&stages, encrypted(b"wrong", JOB), &limits);
+    assert_eq!(sent, Err(Undeliverable::WrongPassword.into()));
+    assert_eq!(failed.len(), 2);
+    assert_eq!((failed[1].stage, &failed[1].outcome), ("decrypt", &None));
 }
 
 #[test]

@@ -20,8 +20,7 @@ const ENGINE: GeneralPurpose =
 /// There is something else in the data than base64 and white space, or its padding is missing or wrong; or there is no
 /// memory.
 pub fn decode(data: &[u8], decoded: &mut Vec<u8>, joined: &mut Vec<u8>) -> Result<(), Undeliverable> {
-    let end = data.iter().rposition(|&byte| !is_white_space(byte)).map_or(0, |last| last + 1);
-    let data = data.get(..end).unwrap_or_default();
+    let data = data.trim_ascii_end();
     // Older senders break lines; today's data has no white space and needs no look at each byte.
     let outcome = decode_joined(data, decoded);
     if outcome.is_ok() || !data.iter().copied().any(is_white_space) {

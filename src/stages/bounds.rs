@@ -3,7 +3,6 @@
 //! Callbacks and data together decide how much work a job is: `s/a.*?b|a/x/gs` takes minutes on a megabyte of `a`, and
 //! `s/a/$&$&$&/g` makes three jobs of one. The source must not be able to stop a forward, or to end the process, by that.
 
-use std::fmt;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -41,15 +40,6 @@ pub enum Failure {
     Undeliverable(Undeliverable),
     /// The forward stops: the job goes back to its source.
     Stopped,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failure::Undeliverable(undeliverable) => undeliverable.fmt(f),
-            Failure::Stopped => f.write_str("the forward stops"),
-        }
-    }
 }
 
 impl From<Undeliverable> for Failure {

@@ -24,9 +24,7 @@ impl Cipher {
     /// The key is the password, cut or padded with NULs to 32 bytes.
     pub fn new(password: &[u8]) -> Cipher {
         let mut key = Array::from([0; KEY_SIZE]);
-        for (to, from) in key.iter_mut().zip(password) {
-            *to = *from;
-        }
+        key.iter_mut().zip(password).for_each(|(to, from)| *to = *from);
         let aes = Aes256::new(&key);
         key.fill(0);
         // Else the compiler may leave out what is never read.

@@ -1,7 +1,6 @@
 //! The command line: one table of options, for getopts, `--help` and the manual page.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::PathBuf;
 
 use getopts::{Fail, HasArg, Matches, Occur, Options};
@@ -68,9 +67,10 @@ options! {
 }
 
 /// What the command line asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Action {
     /// Relay jobs.
+    #[default]
     Run,
     /// Read the configuration and print its forwards.
     Check,
@@ -93,7 +93,7 @@ pub enum Action {
 }
 
 /// A command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cli {
     pub action: Action,
     /// Files, folders and patterns of the configuration, in their order; empty if none was given.
@@ -108,40 +108,27 @@ pub struct Cli {
     pub quiet: bool,
 }
 
-/// Why a command line is wrong, and what would be right.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CliError {
-    message: String,
-}
-
-impl fmt::Display for CliError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; --help lists the options", self.message)
-    }
-}
-
-impl std::error::Error for CliError {}
-
-fn wrong<T>(message: impl Into<String>) -> Result<T, CliError> {
-    Err(CliError { message: message.into() })
-}
-
 /// Reads a command line, without the program's name.
 ///
 /// # Errors
-/// It can't be understood, or asks for two things at once.
-pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
-    let text = |arg: OsString| arg.into_string().or_else(|arg| wrong(format!("the argument {arg:?} is not UTF-8")));
-    let texts = args.map(text).collect::<Result<Vec<String>, CliError>>()?;
-    let matches = options().parse(&texts).or_else(|fail| wrong(in_words(&fail)))?;
-    if matches.opt_present("help") || matches.opt_present("version") {
-        let action = if matches.opt_present("help") { Action::Help } else { Action::Version };
-        return Ok(Cli { action, config: Vec::new(), logfile: None, pidfile: None, debug: None, quiet: false });
+/// It can't be understood, or asks for two things at once: why, and what would be right.
+pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, String> {
+    read(args).map_err(|message| message + "; --help lists the options")
+}
+
+fn read(args: impl Iterator<Item = OsString>) -> Result<Cli, String> {
+    let text = |arg: OsString| arg.into_string().map_err(|arg| format!("the argument {arg:?} is not UTF-8"));
+    let texts = args.map(text).collect::<Result<Vec<String>, String>>()?;
+    let matches = options().parse(&texts).map_err(in_words)?;
+    for (name, action) in [("help", Action::Help), ("version", Action::Version)] {
+        if matches.opt_present(name) {
+            return Ok(Cli { action, ..Cli::default() });
+        }
     }
     let action = action(&matches)?;
     if let Some(free) = matches.free.first() {
         let shown = free.escape_debug();
-        return wrong(match action {
+        return Err(match action {
             Action::Status(None) => format!("the address stands behind a `=`: --status={shown}"),
             Action::Top { address: None, .. } => format!("the address stands behind a `=`: --top={shown}"),
             _ => format!(
@@ -154,7 +141,7 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
     let quiet = matches.opt_present("quiet");
     let debug = debug(&matches)?;
     if quiet && debug.is_some() {
-        return wrong("--quiet can't be given with --debug or --verbose");
+        return Err("--quiet can't be given with --debug or --verbose".to_owned());
     }
     Ok(Cli {
         action,
@@ -167,7 +154,9 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
 }
 
 /// The one thing that is asked for.
-fn action(matches: &Matches) -> Result<Action, CliError> {
+fn action(matches: &Matches) -> Result<Action, String> {
+    let address = |option: &str, text: &str| Address::parse(text).map_err(|error| format!("--{option}: {error}"));
+    let optional = |option| at_most_one(matches, &[option])?.map(|text| address(option, &text)).transpose();
     let mut actions = Vec::new();
     if matches.opt_present("check") {
         actions.push(("--check", Action::Check));
@@ -176,35 +165,26 @@ fn action(matches: &Matches) -> Result<Action, CliError> {
         actions.push(("--try", Action::Try(address)));
     }
     if matches.opt_present("status") {
-        actions.push(("--status", Action::Status(optional_address(matches, "status")?)));
+        actions.push(("--status", Action::Status(optional("status")?)));
     }
     let once = matches.opt_present("once");
     if once || matches.opt_present("top") {
         let name = if matches.opt_present("top") { "--top" } else { "--once" };
-        actions.push((name, Action::Top { address: optional_address(matches, "top")?, once }));
+        actions.push((name, Action::Top { address: optional("top")?, once }));
     }
     if let Some(queues) = at_most_one(matches, &["replay"])? {
-        let Some((from, to)) = queues.split_once('=') else {
-            return wrong("--replay needs two addresses: --replay QUEUE-ADDRESS=ADDRESS");
-        };
+        let (from, to) =
+            queues.split_once('=').ok_or("--replay needs two addresses: --replay QUEUE-ADDRESS=ADDRESS")?;
         let (from, to) = (address("replay", from)?, address("replay", to)?);
         if from == to {
-            return wrong("--replay needs two different addresses");
+            return Err("--replay needs two different addresses".to_owned());
         }
         actions.push(("--replay", Action::Replay { from, to }));
     }
     if let [(first, _), (second, _), ..] = actions.as_slice() {
-        return wrong(format!("{first} and {second} can't be combined"));
+        return Err(format!("{first} and {second} can't be combined"));
     }
     Ok(actions.pop().map_or(Action::Run, |(_, action)| action))
-}
-
-fn address(option: &str, text: &str) -> Result<Address, CliError> {
-    Address::parse(text).or_else(|error| wrong(format!("--{option}: {error}")))
-}
-
-fn optional_address(matches: &Matches, option: &str) -> Result<Option<Address>, CliError> {
-    at_most_one(matches, &[option])?.map(|text| address(option, &text)).transpose()
 }
 
 fn options() -> Options {
@@ -223,49 +203,43 @@ fn options() -> Options {
     options
 }
 
-fn in_words(fail: &Fail) -> String {
+fn in_words(fail: Fail) -> String {
     let dashed = |name: &str| if name.chars().count() == 1 { format!("-{name}") } else { format!("--{name}") };
     let names = || OPTIONS.iter().flat_map(|option| [option.long, option.alias]).filter(|name| !name.is_empty());
     match fail {
         Fail::ArgumentMissing(name) => {
             let named = |option: &&CliOption| [option.short, option.long, option.alias].contains(&name.as_str());
             let argument = OPTIONS.iter().find(named).map_or("argument", |option| option.argument);
-            format!("{} needs its {argument}", dashed(name))
+            format!("{} needs its {argument}", dashed(&name))
         }
         Fail::UnrecognizedOption(name) => {
-            let near = nearest(name, names()).map_or_else(String::new, |near| format!(": did you mean --{near}?"));
-            format!("there is no option {}{near}", dashed(name).escape_debug())
+            let near = nearest(&name, names()).map_or_else(String::new, |near| format!(": did you mean --{near}?"));
+            format!("there is no option {}{near}", dashed(&name).escape_debug())
         }
-        Fail::UnexpectedArgument(name) => format!("{} takes no argument", dashed(name)),
-        Fail::OptionMissing(name) | Fail::OptionDuplicated(name) => format!("{} is given once", dashed(name)),
+        Fail::UnexpectedArgument(name) => format!("{} takes no argument", dashed(&name)),
+        Fail::OptionMissing(name) | Fail::OptionDuplicated(name) => format!("{} is given once", dashed(&name)),
     }
 }
 
 /// The arguments of an option under all its names.
-fn given(matches: &Matches, names: &[&str]) -> Result<Vec<String>, CliError> {
+fn given(matches: &Matches, names: &[&str]) -> Result<Vec<String>, String> {
     let given: Vec<String> = names.iter().flat_map(|name| matches.opt_strs(name)).collect();
-    let empty = given.iter().any(String::is_empty);
-    if empty { wrong(format!("--{} is empty", names.first().unwrap_or(&""))) } else { Ok(given) }
+    if given.iter().any(String::is_empty) { Err(format!("--{} is empty", names[0])) } else { Ok(given) }
 }
 
 /// The one argument of an option.
-fn at_most_one(matches: &Matches, names: &[&str]) -> Result<Option<String>, CliError> {
+fn at_most_one(matches: &Matches, names: &[&str]) -> Result<Option<String>, String> {
     let mut given = given(matches, names)?;
-    if given.len() > 1 {
-        return wrong(format!("--{} can be given only once", names.first().unwrap_or(&"")));
-    }
-    Ok(given.pop())
+    if given.len() > 1 { Err(format!("--{} can be given only once", names[0])) } else { Ok(given.pop()) }
 }
 
 /// The level that `--debug` and `--verbose` ask for; the higher one of both.
-fn debug(matches: &Matches) -> Result<Option<u8>, CliError> {
+fn debug(matches: &Matches) -> Result<Option<u8>, String> {
     let verbose = [None, Some(1), Some(2)][matches.opt_count("verbose").min(2)];
     let debug = match at_most_one(matches, &["debug"])?.as_deref() {
         None => matches.opt_present("debug").then_some(1),
-        Some("0") => Some(0),
-        Some("1") => Some(1),
-        Some("2") => Some(2),
-        Some(level) => return wrong(format!("invalid level {level:?} for --debug: expected 0, 1 or 2")),
+        Some(level @ ("0" | "1" | "2")) => level.parse().ok(),
+        Some(level) => return Err(format!("invalid level {level:?} for --debug: expected 0, 1 or 2")),
     };
     Ok(debug.max(verbose))
 }
@@ -276,16 +250,11 @@ pub fn help() -> String {
     let mut text = wrapped(concat!(env!("CARGO_PKG_DESCRIPTION"), ".\n\nUsage: gearman-proxy [OPTION]...\n\n"), 0);
     for option in &OPTIONS {
         let line = format!("  {}", spelling(option));
-        if line.chars().count() + 2 > INDENTATION {
-            text.push_str(&format!("{line}\n{:INDENTATION$}", ""));
-        } else {
-            text.push_str(&format!("{line:INDENTATION$}"));
-        }
-        let mut meaning = option.meaning.to_owned();
-        if !option.alias.is_empty() {
-            meaning.push_str(&format!(" Also --{}.", option.alias));
-        }
-        text.push_str(wrapped(&meaning, INDENTATION).trim_start());
+        let end = if line.len() + 2 > INDENTATION { "\n" } else { "" };
+        let also = if option.alias.is_empty() { String::new() } else { format!(" Also --{}.", option.alias) };
+        let meaning = wrapped(&format!("{}{also}", option.meaning), INDENTATION);
+        // On the same line where there is room.
+        text += &format!("{line}{end}{}", &meaning[if end.is_empty() { line.len() } else { 0 }..]);
     }
     let end = "SIGHUP reads the configuration again and reopens the log; SIGTERM stops.\nExit status: 0 a clean stop, 1 a \
                failure at run time, 2 a wrong command line or configuration.";
@@ -303,19 +272,16 @@ pub fn spelling(option: &CliOption) -> String {
 fn wrapped(text: &str, indentation: usize) -> String {
     let mut out = String::new();
     for paragraph in text.lines() {
-        let mut line = String::new();
+        let mut line = " ".repeat(indentation);
         for word in paragraph.split_whitespace() {
-            let length = line.chars().count();
-            if length > 0 && indentation + length + 1 + word.chars().count() > 79 {
-                out.push_str(&format!("{:indentation$}{line}\n", ""));
-                line.clear();
+            if line.len() > indentation && line.len() + 1 + word.len() > 79 {
+                out += &(line + "\n");
+                line = " ".repeat(indentation);
             }
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
+            line += if line.len() > indentation { " " } else { "" };
+            line += word;
         }
-        out.push_str(&format!("{:indentation$}{line}\n", ""));
+        out += &(line + "\n");
     }
     out
 }

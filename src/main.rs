@@ -24,6 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> io::Result<u8> {
+    let out = &mut Readable(io::stdout());
     match &cli.action {
         Action::Help => print(&cli::help()),
         Action::Version => print(&cli::version()),
@@ -32,14 +33,12 @@ fn run(cli: &Cli) -> io::Result<u8> {
             config.warnings.iter().chain(&config.open_files_warning()).for_each(|warning| warn(warning));
             print(&config.table())
         }),
-        Action::Try(address) => with_config(cli, |config| {
-            trial::run(&config, address, &mut io::stdin(), &mut Readable(io::stdout()), &mut Readable(io::stderr()))
-        }),
-        Action::Status(given) => with_status_queue(cli, given, |queue| ask::status(queue, &mut Readable(io::stdout()))),
-        Action::Top { address, once } => {
-            with_status_queue(cli, address, |queue| ask::top(queue, *once, &mut Readable(io::stdout())))
+        Action::Try(address) => {
+            with_config(cli, |config| trial::run(&config, address, &mut io::stdin(), out, &mut Readable(io::stderr())))
         }
-        Action::Replay { from, to } => ask::replay(from, to, &mut Readable(io::stdout())),
+        Action::Status(given) => with_status_queue(cli, given, |queue| ask::status(queue, out)),
+        Action::Top { address, once } => with_status_queue(cli, address, |queue| ask::top(queue, *once, out)),
+        Action::Replay { from, to } => ask::replay(from, to, out),
     }
 }
 
@@ -78,14 +77,16 @@ struct Readable<W>(W);
 
 impl<W: Write> Write for Readable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let left =
-            |error: io::Error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(bytes.len()) } else { Err(error) };
-        self.0.write(bytes).or_else(left)
+        unless_left(self.0.write(bytes), bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush().or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+        unless_left(self.0.flush(), ())
     }
+}
+
+fn unless_left<T>(outcome: io::Result<T>, left: T) -> io::Result<T> {
+    outcome.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(left) } else { Err(error) })
 }
 
 fn print(text: &str) -> io::Result<u8> {

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+use parking_lot::Mutex;
 
 use crate::config::Server;
 use crate::latch::Latch;
@@ -13,26 +14,18 @@ use crate::latch::Latch;
 /// Connections to a server that may be on their way and unanswered.
 const AT_ONCE: usize = 16;
 
-/// How often a thread that waits looks whether it shall stop.
-const LOOK: Duration = Duration::from_millis(100);
-
 /// The gates of all servers that forwards have connected to.
 #[derive(Debug, Default)]
 pub struct Gates {
     servers: Mutex<HashMap<Server, Arc<Gate>>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Gate {
-    state: Mutex<State>,
-    free: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    passing: usize,
+    /// Holds one message for each connection on its way.
+    passing: (Sender<()>, Receiver<()>),
     /// When the server last answered one that passed.
-    answered: Option<Instant>,
+    answered: Mutex<Option<Instant>>,
 }
 
 /// No connection attempt to this server was answered within the limit.
@@ -43,6 +36,12 @@ pub struct Stuck;
 #[derive(Debug)]
 pub struct Pass(Arc<Gate>);
 
+impl Default for Gate {
+    fn default() -> Self {
+        Gate { passing: bounded(AT_ONCE), answered: Mutex::default() }
+    }
+}
+
 impl Gates {
     /// Waits for a place to connect to `server`; with none when `stop` is set first, as then it hardly matters.
     ///
@@ -50,34 +49,29 @@ impl Gates {
     /// The server answered no connection attempt for `limit`: it hangs, and this attempt reports that like the others.
     pub fn pass(&self, server: &Server, stop: &Latch, limit: Duration) -> Result<Option<Pass>, Stuck> {
         let gate = Arc::clone(self.servers.lock().entry(server.clone()).or_default());
-        let mut state = gate.state.lock();
         let begun = Instant::now();
-        while state.passing >= AT_ONCE {
-            if stop.is_set() {
-                return Ok(None);
+        loop {
+            let quiet = gate.answered.lock().map_or(begun, |at| at.max(begun)).elapsed();
+            let left = limit.checked_sub(quiet).filter(|left| !left.is_zero()).ok_or(Stuck)?;
+            select! {
+                send(gate.passing.0, ()) -> _ => return Ok(Some(Pass(gate))),
+                recv(stop.channel()) -> _ => return Ok(None),
+                default(left) => {}
             }
-            if state.answered.map_or(begun, |at| at.max(begun)).elapsed() >= limit {
-                return Err(Stuck);
-            }
-            gate.free.wait_for(&mut state, LOOK);
         }
-        state.passing += 1;
-        drop(state);
-        Ok(Some(Pass(gate)))
     }
 }
 
 impl Pass {
     /// The server has answered.
     pub fn answered(&self) {
-        self.0.state.lock().answered = Some(Instant::now());
+        *self.0.answered.lock() = Some(Instant::now());
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.0.state.lock().passing -= 1;
-        self.0.free.notify_one();
+        let _ = self.0.passing.1.try_recv();
     }
 }
 

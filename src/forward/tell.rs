@@ -25,33 +25,33 @@ pub struct Teller {
     name: String,
     max_job_size: usize,
     began: AtomicBool,
-    limiters: Mutex<Limiters>,
-    /// Whether a limiter may have something to tell later.
-    suppressed: AtomicBool,
+    /// By [`Often`].
+    limiters: Mutex<[Limiter; 4]>,
 }
 
-/// One for each kind of message that may come with each job.
-#[derive(Debug, Default)]
-struct Limiters {
-    rejected: Limiter,
-    expired: Limiter,
-    odd_ids: Limiter,
-    strange: Limiter,
+/// What may have to be told of each job, and is told once a second at most.
+#[derive(Clone, Copy)]
+enum Often {
+    Rejected,
+    Expired,
+    OddId,
+    Strange,
 }
+
+/// What each of them says of the jobs that it was not told of.
+const UNTOLD: [&str; 4] = [
+    "undeliverable or failed",
+    "older than max_age dropped",
+    "without a usable unique id from uniq_callback",
+    "unknown to the source at their end",
+];
 
 impl Teller {
     pub fn new(outages: Arc<Mutex<Outages>>, metrics: Arc<ForwardMetrics>, max_job_size: usize) -> Teller {
         let config = &metrics.config;
         let destinations: Vec<String> = config.destinations.iter().map(ToString::to_string).collect();
-        Teller {
-            name: format!("{} = {}", config.source, destinations.join(", ")),
-            metrics,
-            outages,
-            max_job_size,
-            began: AtomicBool::new(false),
-            limiters: Mutex::default(),
-            suppressed: AtomicBool::new(false),
-        }
+        let name = format!("{} = {}", config.source, destinations.join(", "));
+        Teller { metrics, outages, name, max_job_size, began: AtomicBool::new(false), limiters: Mutex::default() }
     }
 
     pub fn metrics(&self) -> &Arc<ForwardMetrics> {
@@ -60,43 +60,30 @@ impl Teller {
 
     /// The outcome of `uniq_callback` could not be used.
     pub fn odd_id(&self, warning: &str) {
-        self.limited(
-            |limiters| &mut limiters.odd_ids,
-            |more| {
-                warn!("uniq_callback of forward {}: {warning}{}", self.name, and_more(more));
-            },
-        );
+        self.say(Often::OddId, Level::Warn, || format!("uniq_callback of forward {}: {warning}", self.name));
     }
 
     /// Tells how many messages were not written, when they have stopped coming.
     pub fn look(&self, now: Instant) {
-        if !self.suppressed.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut limiters = self.limiters.lock();
-        let Limiters { rejected, expired, odd_ids, strange } = &mut *limiters;
-        for (limiter, what) in [
-            (rejected, "undeliverable or failed"),
-            (expired, "older than max_age dropped"),
-            (odd_ids, "without a usable unique id from uniq_callback"),
-            (strange, "unknown to the source at their end"),
-        ] {
+        for (limiter, what) in self.limiters.lock().iter_mut().zip(UNTOLD) {
             if let Some(more) = limiter.due(now) {
                 info!("forward {}: {} {what}", self.name, counted(more).replacen(' ', " more ", 1));
             }
         }
     }
 
-    fn limited(&self, limiter: impl FnOnce(&mut Limiters) -> &mut Limiter, write: impl FnOnce(u64)) {
-        self.limited_many(1, limiter, write);
+    /// A line about one job, unless there was one like it within this second.
+    fn say(&self, what: Often, level: Level, text: impl FnOnce() -> String) {
+        match self.admit(what, 1) {
+            None => {}
+            Some(0) => log!(level, "{}", text()),
+            Some(more) => log!(level, "{} (and {more} more like this)", text()),
+        }
     }
 
-    fn limited_many(&self, count: u64, limiter: impl FnOnce(&mut Limiters) -> &mut Limiter, write: impl FnOnce(u64)) {
-        let admitted = limiter(&mut self.limiters.lock()).admit(Instant::now(), count);
-        match admitted {
-            Some(more) => write(more),
-            None => self.suppressed.store(true, Ordering::Relaxed),
-        }
+    /// How many were before these in lines that were not written, if there is to be one now.
+    fn admit(&self, what: Often, jobs: u64) -> Option<u64> {
+        self.limiters.lock()[what as usize].admit(Instant::now(), jobs)
     }
 
     fn lost(&self, server: &Server, role: &'static str, cause: &Cause, next: String) {
@@ -123,34 +110,26 @@ impl Teller {
             Tell::Relaying { after } => {
                 self.metrics.counts.lock().sessions += 1;
                 self.back(&source.server);
-                match after {
-                    None if !self.began.swap(true, Ordering::Relaxed) => {
-                        self.outages.lock().began(&source.server.to_string(), &self.name, Instant::now());
-                    }
-                    _ => debug!("forwarding {} again", self.name),
+                if after.is_none() && !self.began.swap(true, Ordering::Relaxed) {
+                    self.outages.lock().began(&source.server.to_string(), &self.name, Instant::now());
+                } else {
+                    debug!("forwarding {} again", self.name);
                 }
             }
             Tell::Apart => {}
             Tell::SourceLost { cause, retry } => {
                 self.lost(&source.server, "source", &cause, format!("trying again in {}", seconds(retry)));
             }
-            Tell::DestinationLost { destination: index, cause, alone: true, retry, .. } => {
-                debug!(
-                    "a submitter of {} lost {}: {}; trying again in {}",
-                    self.name,
-                    destination(index),
-                    cause.text,
-                    seconds(retry)
-                );
-            }
-            Tell::DestinationLost { destination: index, cause, held, retry, release, .. } => {
-                let next = match release {
+            Tell::DestinationLost { destination: index, cause, alone, held, retry, release } => {
+                let (server, retry) = (destination(index), format!("trying again in {}", seconds(retry)));
+                match release {
+                    _ if alone => debug!("a submitter of {} lost {server}: {}; {retry}", self.name, cause.text),
                     Some(release) if held > 0 => {
-                        format!("holding {held} jobs for {}, trying again in {}", seconds(release), seconds(retry))
+                        let next = format!("holding {held} jobs for {}, {retry}", seconds(release));
+                        self.lost(server, "destination", &cause, next);
                     }
-                    _ => format!("trying again in {}", seconds(retry)),
-                };
-                self.lost(destination(index), "destination", &cause, next);
+                    _ => self.lost(server, "destination", &cause, retry),
+                }
             }
             Tell::DestinationBack { destination: index, .. } => {
                 self.back(destination(index));
@@ -173,11 +152,7 @@ impl Teller {
                     self.lost(&address.server, "reject queue", &cause, next);
                 }
             }
-            Tell::RejecterBack { .. } => {
-                if let Some(address) = reject_queue {
-                    self.back(&address.server);
-                }
-            }
+            Tell::RejecterBack { .. } => reject_queue.iter().for_each(|address| self.back(&address.server)),
             Tell::GivenBack { jobs } => {
                 self.metrics.given_back(jobs as u64);
                 debug!("returning {jobs} unacknowledged jobs to {source}");
@@ -192,45 +167,30 @@ impl Teller {
             Tell::Failed { handle, reason } => {
                 self.metrics.counts.lock().errors += 1;
                 let (handle, reason) = (escaped(&handle), self.words(&reason));
-                self.limited(
-                    |limiters| &mut limiters.rejected,
-                    |more| {
-                        warn!("job {handle} of forward {} failed: {reason}{}", self.name, and_more(more));
-                    },
-                );
+                self.say(Often::Rejected, Level::Warn, || {
+                    format!("job {handle} of forward {} failed: {reason}", self.name)
+                });
             }
             Tell::Expired { jobs } => {
                 self.metrics.expired(jobs);
-                self.limited_many(
-                    jobs,
-                    |limiters| &mut limiters.expired,
-                    |more| {
-                        info!("forward {}: {} older than max_age dropped", self.name, counted(jobs + more));
-                    },
-                );
+                if let Some(more) = self.admit(Often::Expired, jobs) {
+                    info!("forward {}: {} older than max_age dropped", self.name, counted(jobs + more));
+                }
             }
-            Tell::SourceError => self.limited(
-                |limiters| &mut limiters.strange,
-                |more| {
-                    debug!("{source} does not know a job that forward {} ended{}", self.name, and_more(more));
-                },
-            ),
+            Tell::SourceError => self.say(Often::Strange, Level::Debug, || {
+                format!("{source} does not know a job that forward {} ended", self.name)
+            }),
             Tell::Restarted => warn!("{source} was restarted under the same process id; its jobs get new unique ids"),
-            Tell::Stopped { left } if left > 0 => {
-                self.end();
-                warn!("forward {} stopped; {left} unacknowledged jobs return to the source", self.name);
-            }
-            Tell::Stopped { .. } => {
-                self.end();
-                debug!("forward {} stopped", self.name);
+            Tell::Stopped { left } => {
+                // What was not told yet is told now.
+                self.look(Instant::now() + END);
+                self.outages.lock().gone(&self.name);
+                match left {
+                    0 => debug!("forward {} stopped", self.name),
+                    _ => warn!("forward {} stopped; {left} unacknowledged jobs return to the source", self.name),
+                }
             }
         }
-    }
-
-    /// What was not told yet is told now.
-    fn end(&self) {
-        self.look(Instant::now() + END);
-        self.outages.lock().gone(&self.name);
     }
 
     fn rejected(&self, handle: &[u8], reason: &Reason, moved: bool) {
@@ -240,17 +200,9 @@ impl Teller {
             Some(address) if moved => format!("moved to {address}"),
             _ => String::from("failed"),
         };
-        self.limited(
-            |limiters| &mut limiters.rejected,
-            |more| {
-                warn!(
-                    "job {} of forward {} is undeliverable: {reason}; {fate}{}",
-                    escaped(handle),
-                    self.name,
-                    and_more(more)
-                );
-            },
-        );
+        self.say(Often::Rejected, Level::Warn, || {
+            format!("job {} of forward {} is undeliverable: {reason}; {fate}", escaped(handle), self.name)
+        });
     }
 
     /// Also for the status: printable ASCII without `|`, `'` and brackets, 80 bytes at most.
@@ -275,9 +227,4 @@ fn counted(jobs: u64) -> String {
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f32())
-}
-
-/// The end of a line that stands for others.
-fn and_more(more: u64) -> String {
-    if more == 0 { String::new() } else { format!(" (and {more} more like this)") }
 }

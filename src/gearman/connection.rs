@@ -60,13 +60,6 @@ pub struct Limits {
     pub answer: Duration,
 }
 
-impl Limits {
-    /// The same, neither of them longer than `time`.
-    pub fn within(self, time: Duration) -> Limits {
-        Limits { connect: self.connect.min(time), answer: self.answer.min(time) }
-    }
-}
-
 #[derive(Debug)]
 pub enum ConnectionError {
     /// The name could not be resolved.
@@ -200,7 +193,10 @@ impl Connection {
         limits: &Limits,
         stop: &Latch,
     ) -> Result<Connection, ConnectionError> {
-        Connection::to_any_address(server, Some(client_id), limits, stop)
+        let greeting = request(kind::SET_CLIENT_ID, &[client_id.as_bytes()]);
+        Connection::to_any_address(server, limits, stop, |connection| {
+            connection.ask(&greeting, End::Echo, limits.answer, |_| ())
+        })
     }
 
     /// Asks one text command over a connection of its own, which sends nothing else: not every server takes both
@@ -215,27 +211,21 @@ impl Connection {
         stop: &Latch,
         mut line: impl FnMut(&[u8]),
     ) -> Result<(), ConnectionError> {
-        let mut connection = Connection::to_any_address(server, None, limits, stop)?;
+        let mut connection = Connection::to_any_address(server, limits, stop, |_| Ok(()))?;
         connection.ask(command.as_bytes(), End::Dot, limits.answer, &mut line)
     }
 
     fn to_any_address(
         server: &Server,
-        client_id: Option<&str>,
         limits: &Limits,
         stop: &Latch,
+        greet: impl Fn(&mut Connection) -> Result<(), ConnectionError>,
     ) -> Result<Connection, ConnectionError> {
         let mut last = ConnectionError::Resolve;
         for mut address in resolve(&server.host, limits.connect, stop)? {
             address.set_port(server.port);
-            let greeted = |mut connection: Connection| {
-                if let Some(client_id) = client_id {
-                    let greeting = request(kind::SET_CLIENT_ID, &[client_id.as_bytes()]);
-                    connection.ask(&greeting, End::Echo, limits.answer, |_| ())?;
-                }
-                Ok(connection)
-            };
-            match connect(address, limits.connect, stop).and_then(greeted) {
+            let connected = connect(address, limits.connect, stop);
+            match connected.and_then(|mut connection| greet(&mut connection).map(|()| connection)) {
                 Err(error) if !stop.is_set() => last = error,
                 outcome => return outcome,
             }
@@ -353,6 +343,15 @@ impl Connection {
                 return Err(ConnectionError::NoAnswer(limit));
             }
         }
+    }
+
+    /// Reads and writes of the stream wait for as long as it takes from now on.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub fn wait_forever(&self) -> Result<(), ConnectionError> {
+        self.stream.set_read_timeout(None)?;
+        Ok(self.stream.set_write_timeout(None)?)
     }
 
     /// Reads once; `false` when nothing came before `deadline`.

@@ -2,7 +2,7 @@
 
 mod finder;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -16,7 +16,7 @@ use signal_hook::low_level;
 
 use crate::cli::Cli;
 use crate::config::{self, Address, Config, ForwardConfig, LogTarget, Server};
-use crate::forward::{Common, Forward, Legacy, Predecessor};
+use crate::forward::{Common, Forward, Legacy};
 use crate::logging;
 use crate::metrics::{ForwardMetrics, Metrics};
 use crate::notify::Notifier;
@@ -55,13 +55,12 @@ struct Proxy<'c> {
     log: logging::Handle,
     pidfile: Option<PidFile>,
     metrics: Arc<Metrics>,
-    /// In the order of the configuration, then those that were found.
-    forwards: Vec<Forward>,
-    /// Stopping or stopped, and no longer wanted; which jobs it has delivered is known to the one that comes back for its
-    /// source.
+    /// Those that there are to be, in the order of the configuration, then those that were found.
+    forwards: Vec<Wanted>,
+    /// Stopping, and no longer wanted as they are.
     leaving: Vec<Forward>,
-    /// The same of those that have ended.
-    legacies: HashMap<Address, Box<Legacy>>,
+    /// What those knew that have ended, for the one that comes back for its source: e.g. which jobs it has delivered.
+    legacies: HashMap<Address, Legacy>,
     finder: Option<Finder>,
     known: Known,
     /// The forwards that were found, by server.
@@ -69,10 +68,16 @@ struct Proxy<'c> {
     status: Option<StatusWorker>,
     notifier: Notifier,
     notified: Instant,
-    /// When forwards that could not be started are tried again.
+    /// When to try again what the system had no thread for.
     start_again: Option<Instant>,
     /// The thread that is stuck, which is logged once.
     stuck: Option<String>,
+}
+
+/// A forward that there is to be. It runs as soon as the one before it has ended, and the system has threads for it.
+struct Wanted {
+    metrics: Arc<ForwardMetrics>,
+    running: Option<Forward>,
 }
 
 /// Runs the forwards of a configuration until a signal ends it.
@@ -117,7 +122,7 @@ fn run_logged(cli: &Cli, config: Config, log: &logging::Handle) -> io::Result<()
         start_again: None,
         stuck: None,
     };
-    proxy.start()?;
+    proxy.start();
     proxy.wait(&signals)?;
     proxy.stop(&signals)
 }
@@ -160,18 +165,12 @@ fn received(mut signals: Signals) -> io::Result<Receiver<i32>> {
 }
 
 impl Proxy<'_> {
-    fn start(&mut self) -> io::Result<()> {
+    fn start(&mut self) {
         self.warn();
         info!("gearman-proxy {} starts with {}", env!("CARGO_PKG_VERSION"), self.count());
-        // It must not tell of a proxy without forwards.
-        let prepared = self.config.forwards.iter().map(|config| Arc::new(ForwardMetrics::new(config))).collect();
-        self.metrics.set_forwards(prepared);
-        // First: it needs a connection also when descriptors run out.
-        self.start_status()?;
-        self.arrange_forwards(self.common.max_job_size);
-        self.start_finder();
+        self.arrange(true);
+        self.start_all(Instant::now());
         self.notifier.ready(&self.summary());
-        Ok(())
     }
 
     fn count(&self) -> String {
@@ -192,93 +191,84 @@ impl Proxy<'_> {
         }
     }
 
-    fn start_status(&mut self) -> io::Result<()> {
-        let (queue, file) = (self.config.statusqueue.clone(), self.config.metricsfile.clone());
-        self.status = Some(StatusWorker::start(queue, file, Arc::clone(&self.metrics))?);
-        Ok(())
-    }
-
-    fn start_finder(&mut self) {
-        self.finder = None;
-        if !self.config.patterns.is_empty() {
-            match Finder::start(&self.config) {
-                Ok(finder) => self.finder = Some(finder),
-                Err(error) => {
-                    let again = START_AGAIN.as_secs();
-                    error!("no thread that finds the queues of patterns: {error}; trying again in {again} s");
-                    self.start_again = Some(Instant::now() + START_AGAIN);
-                }
-            }
-        }
-    }
-
     fn summary(&self) -> String {
         status::summary(&self.metrics)
     }
 
-    /// Makes the running forwards those that there are to be: unchanged ones continue, with their counters; the others stop, each
-    /// by itself, and start again.
-    fn arrange_forwards(&mut self, former_max_job_size: usize) {
-        self.start_again = None;
-        let mut running: Vec<Option<Forward>> = self.forwards.drain(..).map(Some).collect();
-        let prepared = if running.is_empty() { self.metrics.forwards() } else { Vec::new() };
-        let same_settings = former_max_job_size == self.common.max_job_size;
-        let found = self.found.values().flatten();
-        let wanted: Vec<&ForwardConfig> = self.config.forwards.iter().chain(found).collect();
-        let mut by_source: HashMap<_, usize> = HashMap::new();
-        for (position, forward) in running.iter().flatten().enumerate() {
-            by_source.insert(forward.metrics().config.source.clone(), position);
-        }
-        let mut arranged: Vec<Option<Forward>> = Vec::new();
-        for config in &wanted {
-            let position = by_source.get(&config.source).copied();
-            let place = position.and_then(|position| running.get_mut(position)).filter(|forward| {
-                same_settings && forward.as_ref().is_some_and(|forward| forward.metrics().config == **config)
+    /// Makes the forwards those that there are to be: unchanged ones continue, with their counters; the others stop, each by
+    /// itself, and [`Self::start_all`] starts the new ones.
+    fn arrange(&mut self, same_limits: bool) {
+        let mut former: HashMap<Address, Wanted> =
+            self.forwards.drain(..).map(|wanted| (wanted.metrics.config.source.clone(), wanted)).collect();
+        for config in self.config.forwards.iter().chain(self.found.values().flatten()) {
+            self.forwards.push(match former.remove(&config.source) {
+                Some(wanted) if same_limits && wanted.metrics.config == *config => wanted,
+                changed => {
+                    self.leaving.extend(changed.and_then(|wanted| wanted.running));
+                    Wanted { metrics: Arc::new(ForwardMetrics::new(config)), running: None }
+                }
             });
-            arranged.push(place.and_then(Option::take));
         }
-        running.iter().flatten().for_each(Forward::stop);
-        self.leaving.extend(running.into_iter().flatten());
-        for (config, forward) in wanted.into_iter().zip(arranged) {
-            if let Some(unchanged) = forward {
-                self.forwards.push(unchanged);
+        self.leaving.extend(former.into_values().filter_map(|wanted| wanted.running));
+        self.leaving.iter().for_each(Forward::stop);
+        self.metrics.set_forwards(self.forwards.iter().map(|wanted| Arc::clone(&wanted.metrics)).collect());
+    }
+
+    /// Starts what there is to be and does not run yet. What the system has no thread for is tried again later.
+    fn start_all(&mut self, now: Instant) {
+        for forward in self.leaving.extract_if(.., |forward| forward.is_finished()) {
+            let source = forward.metrics().config.source.clone();
+            let legacy = forward.join();
+            if !legacy.is_empty() {
+                self.legacies.insert(source, legacy);
+            }
+        }
+        if self.start_again.is_some_and(|at| at > now) {
+            return;
+        }
+        let mut failed: Option<(String, io::Error)> = None;
+        // First: it needs a connection also when descriptors run out.
+        if self.status.is_none() {
+            let (queue, file) = (self.config.statusqueue.clone(), self.config.metricsfile.clone());
+            match StatusWorker::start(queue, file, Arc::clone(&self.metrics)) {
+                Ok(status) => self.status = Some(status),
+                Err(error) => failed = Some(("the status".to_owned(), error)),
+            }
+        }
+        let leaving: HashSet<&Address> = self.leaving.iter().map(|forward| &forward.metrics().config.source).collect();
+        for Wanted { metrics, running } in self.forwards.iter_mut().filter(|wanted| wanted.running.is_none()) {
+            let source = &metrics.config.source;
+            if leaving.contains(source) {
                 continue;
             }
-            let predecessor = self.leaving.iter().position(|forward| forward.metrics().config.source == config.source);
-            let predecessor = match (predecessor, self.legacies.remove(&config.source)) {
-                (Some(position), _) => Predecessor::Stopping(self.leaving.swap_remove(position)),
-                (None, Some(legacy)) => Predecessor::Ended(legacy),
-                (None, None) => Predecessor::None,
-            };
-            let metrics = prepared.iter().find(|metrics| metrics.config == *config).cloned();
-            let metrics = metrics.unwrap_or_else(|| Arc::new(ForwardMetrics::new(config)));
-            match Forward::start(&self.common, metrics, predecessor) {
-                Ok(forward) => self.forwards.push(forward),
-                Err((error, predecessor)) => {
-                    match predecessor {
-                        Predecessor::Stopping(forward) => self.leaving.push(forward),
-                        Predecessor::Ended(legacy) => drop(self.legacies.insert(config.source.clone(), legacy)),
-                        Predecessor::None => {}
-                    }
-                    if self.start_again.is_none() {
-                        error!(
-                            "no thread for forward {}: {error}; trying again in {} s",
-                            config.source,
-                            START_AGAIN.as_secs()
-                        );
-                    }
-                    self.start_again = Some(Instant::now() + START_AGAIN);
+            let legacy = self.legacies.remove(source).unwrap_or_default();
+            match Forward::start(&self.common, Arc::clone(metrics), legacy) {
+                Ok(forward) => *running = Some(forward),
+                Err(failure) => {
+                    let (error, legacy) = *failure;
+                    self.legacies.insert(source.clone(), legacy);
+                    failed.get_or_insert_with(|| (format!("forward {source}"), error));
                 }
             }
         }
-        self.metrics.set_forwards(self.forwards.iter().map(|forward| Arc::clone(forward.metrics())).collect());
+        if self.finder.is_none() && !self.config.patterns.is_empty() {
+            match Finder::start(&self.config) {
+                Ok(finder) => self.finder = Some(finder),
+                Err(error) => failed = failed.or(Some(("the queues of patterns".to_owned(), error))),
+            }
+        }
+        if let (None, Some((what, error))) = (self.start_again, &failed) {
+            error!("no thread for {what}: {error}; trying again every {} s", START_AGAIN.as_secs());
+        }
+        self.start_again = failed.map(|_| now + START_AGAIN);
     }
 
     /// Runs until a signal asks for the end.
     fn wait(&mut self, signals: &Receiver<i32>) -> io::Result<()> {
         loop {
-            match signals.recv_timeout(TICK) {
-                Ok(SIGHUP) => self.reload()?,
+            let tick = if self.leaving.is_empty() { TICK } else { STOP_LOOK };
+            match signals.recv_timeout(tick) {
+                Ok(SIGHUP) => self.reload(),
                 Ok(signal) => {
                     info!("{} received, stopping", if signal == SIGINT { "SIGINT" } else { "SIGTERM" });
                     return Ok(());
@@ -287,13 +277,6 @@ impl Proxy<'_> {
                 Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::BrokenPipe.into()),
             }
             self.tick(Instant::now());
-        }
-    }
-
-    fn tell_outages(&self, now: Instant) {
-        let lines = self.common.outages.lock().lines(now);
-        for (level, text) in lines {
-            log!(level, "{text}");
         }
     }
 
@@ -308,57 +291,55 @@ impl Proxy<'_> {
             self.notifier.status(&self.summary());
             self.notified = now;
             self.common.look();
-            let (ended, leaving): (Vec<_>, Vec<_>) = self.leaving.drain(..).partition(Forward::is_finished);
-            self.leaving = leaving;
-            for forward in ended {
-                let source = forward.metrics().config.source.clone();
-                let legacy = forward.join();
-                if !legacy.is_empty() {
-                    self.legacies.insert(source, Box::new(legacy));
-                }
-            }
         }
         let findings: Vec<_> = self.finder.iter().flat_map(Finder::findings).collect();
-        let mut news = self.start_again.is_some_and(|at| at <= now);
-        for Finding { server, queues } in findings {
-            let asker = format!("patterns of {server}");
-            match queues {
-                Ok(queues) => {
-                    self.common.outages.lock().back(&server.to_string(), &asker, 0, now);
-                    let too_many = queues.found.errors.first().map(ToString::to_string);
-                    self.metrics.set_patterns(&server, Ok(too_many));
-                    let wanted = self.known.update(&server, &queues, now);
-                    news |= self.found.insert(server, wanted.clone()).unwrap_or_default() != wanted;
-                }
-                Err(error) => {
-                    self.metrics.set_patterns(&server, Err(&error.to_string()));
-                    let lost = Lost {
-                        server: server.to_string(),
-                        role: "source",
-                        kind: error.kind(),
-                        reason: format!("{error} ({})", error.advice()),
-                        forward: asker,
-                        next: format!("asking for its queues again in {} s", finder::AGAIN.as_secs()),
-                    };
-                    self.common.outages.lock().lost(&lost, now);
-                }
-            }
+        let news: Vec<bool> = findings.into_iter().map(|finding| self.take_in(finding, now)).collect();
+        if news.contains(&true) {
+            self.arrange(true);
         }
-        if news {
-            self.arrange_forwards(self.common.max_job_size);
-            if self.finder.is_none() {
-                self.start_finder();
+        self.start_all(now);
+    }
+
+    fn tell_outages(&self, now: Instant) {
+        let lines = self.common.outages.lock().lines(now);
+        for (level, text) in lines {
+            log!(level, "{text}");
+        }
+    }
+
+    /// Whether a server's queues ask for other forwards than before.
+    fn take_in(&mut self, Finding { server, queues }: Finding, now: Instant) -> bool {
+        let asker = format!("patterns of {server}");
+        match queues {
+            Ok(queues) => {
+                self.common.outages.lock().back(&server.to_string(), &asker, 0, now);
+                self.metrics.set_patterns(&server, Ok(queues.found.errors.first().map(ToString::to_string)));
+                let wanted = self.known.update(&server, &queues, now);
+                self.found.insert(server, wanted.clone()).unwrap_or_default() != wanted
+            }
+            Err(error) => {
+                self.metrics.set_patterns(&server, Err(&error.to_string()));
+                let lost = Lost {
+                    server: server.to_string(),
+                    role: "source",
+                    kind: error.kind(),
+                    reason: format!("{error} ({})", error.advice()),
+                    forward: asker,
+                    next: format!("asking for its queues again in {} s", finder::AGAIN.as_secs()),
+                };
+                self.common.outages.lock().lost(&lost, now);
+                false
             }
         }
     }
 
     /// Reads the configuration again. After errors the old one stays.
-    fn reload(&mut self) -> io::Result<()> {
+    fn reload(&mut self) {
         self.notifier.reloading();
         match config::load(&self.cli.config) {
             Ok(config) => {
                 self.metrics.set_configuration_wrong(false);
-                self.take_over(config)?;
+                self.take_over(config);
             }
             Err(errors) => {
                 self.metrics.set_configuration_wrong(true);
@@ -367,21 +348,16 @@ impl Proxy<'_> {
                 }
                 error!("reload failed: the new configuration has errors; still running with the old one");
                 // Opened again: logrotate may have moved it.
-                if let Err(error) = self.log.set_target(log_target(self.cli, &self.config)) {
-                    error!("{error}");
-                }
+                log_error(self.log.set_target(log_target(self.cli, &self.config)));
             }
         }
         self.notifier.ready(&self.summary());
-        Ok(())
     }
 
-    fn take_over(&mut self, config: Config) -> io::Result<()> {
+    fn take_over(&mut self, config: Config) {
         let former = std::mem::replace(&mut self.config, Arc::new(config));
-        let former_max_job_size = std::mem::replace(&mut self.common.max_job_size, self.config.max_job_size);
-        if let Err(error) = self.log.set_target(log_target(self.cli, &self.config)) {
-            error!("{error}");
-        }
+        self.common.max_job_size = self.config.max_job_size;
+        log_error(self.log.set_target(log_target(self.cli, &self.config)));
         log::set_max_level(log_level(self.cli, &self.config));
         info!("reloading with {}", self.count());
         self.warn();
@@ -398,22 +374,23 @@ impl Proxy<'_> {
             let queues: Vec<String> = forwards.iter().map(|forward| forward.source.queue.clone()).collect();
             *forwards = self.config.found_forwards(server, queues.iter().map(String::as_str)).forwards;
         }
-        self.arrange_forwards(former_max_job_size);
-        self.start_finder();
-        if former.statusqueue != self.config.statusqueue || former.metricsfile != self.config.metricsfile {
+        self.finder = None;
+        if (&former.statusqueue, &former.metricsfile) != (&self.config.statusqueue, &self.config.metricsfile) {
             self.status = None;
-            self.start_status()?;
         }
-        Ok(())
+        self.arrange(former.max_job_size == self.config.max_job_size);
+        self.start_again = None;
+        self.start_all(Instant::now());
     }
 
     /// Stops every forward, as far as its time allows. A second signal ends it at once.
     fn stop(mut self, signals: &Receiver<i32>) -> io::Result<()> {
         self.notifier.stopping();
         self.finder = None;
-        self.forwards.iter().for_each(Forward::stop);
+        let running = self.forwards.drain(..).filter_map(|wanted| wanted.running);
+        let mut left: Vec<Forward> = running.chain(self.leaving.drain(..)).collect();
+        left.iter().for_each(Forward::stop);
         let began = Instant::now();
-        let mut left: Vec<Forward> = self.forwards.drain(..).chain(self.leaving.drain(..)).collect();
         while !left.is_empty() && began.elapsed() < STOP {
             match signals.recv_timeout(STOP_LOOK) {
                 Ok(SIGTERM | SIGINT) if began.elapsed() > SAME_SIGNAL => {
@@ -424,19 +401,21 @@ impl Proxy<'_> {
             }
             left.retain(|forward| !forward.is_finished());
         }
-        for forward in &left {
-            let metrics = forward.metrics();
-            let (held, config) = (metrics.counts.lock().held, &metrics.config);
-            warn!(
-                "forward from {} has not stopped in time; {held} unacknowledged jobs return to the source",
-                config.source
-            );
+        for metrics in left.iter().map(Forward::metrics) {
+            let (source, held) = (&metrics.config.source, metrics.counts.lock().held);
+            warn!("forward from {source} has not stopped in time; {held} unacknowledged jobs return to the source");
         }
         self.tell_outages(Instant::now());
         self.status = None;
         drop(self.pidfile.take());
         info!("stopped");
         Ok(())
+    }
+}
+
+fn log_error(outcome: io::Result<()>) {
+    if let Err(error) = outcome {
+        error!("{error}");
     }
 }
 

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gearman_proxy::config::{Address, ForwardConfig, Server};
-use gearman_proxy::forward::{Common, Forward, Predecessor, Timing};
+use gearman_proxy::forward::{Common, Forward, Legacy, Timing};
 use gearman_proxy::metrics::ForwardMetrics;
 use support::peer::*;
 use support::stub::Line;
@@ -41,8 +41,8 @@ fn start_with(
     let mut common = Common::default();
     (common.max_job_size, common.timing) = (max_job_size, timing);
     common.start_clock().unwrap();
-    Forward::start(&common, Arc::new(ForwardMetrics::new(&config)), Predecessor::None)
-        .map_err(|(error, _)| error)
+    Forward::start(&common, Arc::new(ForwardMetrics::new(&config)), Legacy::default())
+        .map_err(|failure| failure.0)
         .unwrap()
 }
 

@@ -1,18 +1,21 @@
 //! Loops that only the job servers can tell: the same server under another name.
 //!
 //! A submission under the id of the job that the proxy itself holds is merged with it, acknowledged, and gone. So each source
-//! connection's client id ends in a token of this process and forward, and before a forward takes jobs it asks its
-//! destination for `workers`: a line with such a token and the destination's queue leads on to that forward. The one whose
-//! step closes a cycle takes no jobs.
+//! connection's client id ends in a random number of its forward, and before a forward takes jobs it asks its destination for
+//! `workers`: a line with such a number and the destination's queue leads on to that forward. From there it follows the way
+//! that the jobs would take. If that leads back to itself, it takes no jobs.
+//!
+//! Of the forwards that close a loop together exactly one is to find it: the last that began to ask, when all others were
+//! connected already. So each follows only those that began to ask before it, and believes only answers from after that.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-use super::{LIMITS, Shared, witness};
-use crate::config::{Address, ForwardConfig, Server};
+use super::{LIMITS, Shared};
+use crate::config::{Address, Server};
 use crate::gearman::admin;
 use crate::gearman::connection::ConnectionError;
 
@@ -22,189 +25,117 @@ const LOOK: Duration = Duration::from_millis(100);
 /// A server that does not answer the question is not asked again for this long: each time delays a forward's start.
 const UNTOLD: Duration = Duration::from_secs(600);
 
-/// See the module.
-#[derive(Debug)]
-pub struct Loops {
-    /// Of this process, 16 hex digits.
-    token: String,
-    known: Mutex<Known>,
-    /// The last answer of each server.
-    answers: Mutex<HashMap<Server, Arc<Mutex<Answer>>>>,
-}
-
+/// What each server answered last.
 #[derive(Debug, Default)]
-struct Known {
-    last: usize,
-    forwards: HashMap<usize, Node>,
-}
-
-#[derive(Debug)]
-struct Node {
-    /// `SOURCE`, for messages.
-    name: String,
-    /// The source's queue.
-    queue: String,
-    /// Once it may take jobs: its destination, and when that was asked.
-    asked: Option<(Address, Instant)>,
-    /// The forwards that take what this one delivers.
-    leads_to: Vec<usize>,
+pub struct Loops {
+    answers: Mutex<HashMap<Server, Arc<Mutex<Answer>>>>,
 }
 
 /// The forwards of this process that a server names as workers.
 #[derive(Debug, Default)]
 struct Answer {
     asked: Option<Instant>,
-    /// When it did not answer.
-    untold: Option<Instant>,
-    forwards: Vec<usize>,
+    /// It did not answer.
+    untold: bool,
+    forwards: HashSet<u64>,
 }
 
-impl Default for Loops {
-    fn default() -> Self {
-        let token = format!("{:016x}", witness::random() as u64);
-        Loops { token, known: Mutex::default(), answers: Mutex::default() }
-    }
+/// A forward that takes jobs: its number, what it is called, and where it takes them.
+struct Taker {
+    number: u64,
+    name: String,
+    leads_to: Option<Address>,
 }
 
-impl Loops {
-    /// A forward begins; its number.
-    pub fn register(&self, config: &ForwardConfig) -> usize {
-        let mut known = self.known.lock();
-        known.last += 1;
-        let number = known.last;
-        let (name, queue) = (config.source.to_string(), config.source.queue.clone());
-        known.forwards.insert(number, Node { name, queue, asked: None, leads_to: Vec::new() });
-        number
-    }
-
-    /// A forward has ended.
-    pub fn leave(&self, number: usize) {
-        self.known.lock().forwards.remove(&number);
-    }
-
+impl Shared {
     /// What its source connection is called.
-    pub fn client_id(&self, number: usize, queue: &str) -> String {
-        format!("gearman-proxy:{queue}:{}{number:x}", self.token)
+    pub(super) fn client_id(&self) -> String {
+        format!("gearman-proxy:{}:{:016x}", self.config.source.queue, self.number)
     }
 
     /// To be asked when the source is connected and before its queue is announced.
     ///
     /// # Errors
     /// The forward closes a loop; its forwards in words.
-    pub fn check(&self, shared: &Shared) -> Result<(), String> {
-        let connected = Instant::now();
-        let address = shared.teller.metrics().destination();
-        let workers = self.workers(shared, &address.server, connected);
-        let mut known = self.known.lock();
-        let leads_to = known.takers(&workers, &address.queue);
-        // Who asked before this forward's source was connected doesn't know that it leads here.
-        while let Some((number, address)) = known.asked_before(connected, &leads_to) {
-            let asked = Instant::now();
-            let workers = MutexGuard::unlocked(&mut known, || self.workers(shared, &address.server, connected));
-            known.set(number, Some((address, asked)), &workers);
-        }
-        if let Some(way) = known.way(&leads_to, shared.number) {
-            let words = words(&way);
-            known.set(shared.number, None, &[]);
-            return Err(words);
-        }
-        known.set(shared.number, Some((address.clone(), connected)), &workers);
-        Ok(())
+    pub(super) fn check_for_loops(&self) -> Result<(), String> {
+        let address = self.teller.metrics().destination().clone();
+        let since = {
+            let mut leads_to = self.leads_to.lock();
+            let since = Instant::now();
+            *leads_to = Some((address.clone(), since));
+            since
+        };
+        let takers = |address: &Address| {
+            let workers = self.workers(&address.server, since);
+            let takes = |other: &Shared| workers.contains(&other.number) && other.config.source.queue == address.queue;
+            let taker = |other: Arc<Shared>| Taker {
+                number: other.number,
+                name: other.config.source.to_string(),
+                leads_to: followed(other.leads_to.lock().as_ref(), since).cloned(),
+            };
+            self.common.forwards_that(takes).into_iter().map(taker).collect()
+        };
+        let Some(way) = way(&self.config.source.to_string(), &address, self.number, takers) else { return Ok(()) };
+        *self.leads_to.lock() = None;
+        Err(words(&way))
     }
 
     /// The forwards of this process among a server's workers. Forwards that connect at one time share one question.
-    fn workers(&self, shared: &Shared, server: &Server, since: Instant) -> Vec<usize> {
-        let answer = Arc::clone(self.answers.lock().entry(server.clone()).or_default());
-        loop {
-            let Some(mut answer) = answer.try_lock_for(LOOK) else {
-                if shared.ended.is_set() {
-                    return Vec::new();
-                }
-                continue;
-            };
-            let untold = answer.untold.is_some_and(|untold| untold.elapsed() < UNTOLD);
-            if !untold && answer.asked.is_none_or(|asked| asked < since) {
-                let asked = Instant::now();
-                let mut forwards = Vec::new();
+    fn workers(&self, server: &Server, since: Instant) -> HashSet<u64> {
+        let answer = Arc::clone(self.common.loops.answers.lock().entry(server.clone()).or_default());
+        while !self.ended.is_set() {
+            let Some(mut answer) = answer.try_lock_for(LOOK) else { continue };
+            if answer.asked.is_none_or(|asked| asked < since && !(answer.untold && asked.elapsed() < UNTOLD)) {
+                answer.asked = Some(Instant::now());
+                answer.forwards.clear();
+                let ours: HashSet<u64> = self.common.forwards_that(|_| true).iter().map(|other| other.number).collect();
                 // A server that doesn't know the command is not another name of one that is known by it.
-                let outcome = admin::each_worker(server, &LIMITS, &shared.ended, |client_id, _| {
-                    forwards.extend(self.number_in(client_id));
+                let outcome = admin::each_worker(server, &LIMITS, &self.ended, |client_id, _| {
+                    answer.forwards.extend(number_in(client_id).filter(|number| ours.contains(number)));
                 });
                 if let Err(error) = &outcome {
                     log::debug!("{server} does not tell its workers: {error}");
                 }
-                let untold = matches!(outcome, Err(ConnectionError::NoAnswer(_))).then(Instant::now);
-                *answer = Answer { asked: Some(asked), untold, forwards };
+                answer.untold = matches!(outcome, Err(ConnectionError::NoAnswer(_)));
             }
             return answer.forwards.clone();
         }
-    }
-
-    /// The forward with this client id, if it is one of ours.
-    fn number_in(&self, client_id: &str) -> Option<usize> {
-        let (_, token) = client_id.rsplit_once(':')?;
-        usize::from_str_radix(token.strip_prefix(self.token.as_str())?, 16).ok()
+        HashSet::new()
     }
 }
 
-impl Known {
-    /// Those among a server's workers that take from this queue.
-    fn takers(&self, workers: &[usize], queue: &str) -> Vec<usize> {
-        let takes = |number: &usize| self.forwards.get(number).is_some_and(|node| node.queue == queue);
-        workers.iter().copied().filter(takes).collect()
-    }
+/// Where a forward leads one that began to ask at `since`.
+fn followed(leads_to: Option<&(Address, Instant)>, since: Instant) -> Option<&Address> {
+    leads_to.filter(|(_, began)| *began < since).map(|(address, _)| address)
+}
 
-    /// What a forward's destination answered; nothing where it takes no jobs.
-    fn set(&mut self, number: usize, asked: Option<(Address, Instant)>, workers: &[usize]) {
-        let leads_to = asked.as_ref().map_or_else(Vec::new, |(address, _)| self.takers(workers, &address.queue));
-        if let Some(node) = self.forwards.get_mut(&number) {
-            (node.asked, node.leads_to) = (asked, leads_to);
-        }
-    }
+/// The number at the end of one of our client ids.
+fn number_in(client_id: &str) -> Option<u64> {
+    let (_, number) = client_id.rsplit_once(':')?;
+    u64::from_str_radix(number, 16).ok()
+}
 
-    /// A forward that takes jobs on a way from these and whose destination was asked before this moment.
-    fn asked_before(&self, moment: Instant, from: &[usize]) -> Option<(usize, Address)> {
-        let (mut todo, mut seen) = (from.to_vec(), HashSet::new());
-        while let Some(at) = todo.pop() {
-            let Some(node) = self.forwards.get(&at).filter(|_| seen.insert(at)) else { continue };
-            if let Some((address, _)) = node.asked.as_ref().filter(|(_, asked)| *asked < moment) {
-                return Some((at, address.clone()));
-            }
-            todo.extend(&node.leads_to);
-        }
-        None
-    }
-
-    /// The names on a way from one of `from` to `to`, beginning and ending with `to`.
-    fn way(&self, from: &[usize], to: usize) -> Option<Vec<&str>> {
-        let name = |number: &usize| self.forwards.get(number).map_or("?", |node| node.name.as_str());
-        let mut came_from: HashMap<usize, usize> = from.iter().map(|&next| (next, to)).collect();
-        let mut todo: Vec<usize> = from.to_vec();
-        while let Some(at) = todo.pop() {
-            if at == to {
-                let mut way = vec![name(&to)];
-                let mut back = came_from.get(&to).copied();
-                while let Some(number) = back.filter(|&number| number != to) {
-                    way.push(name(&number));
-                    back = came_from.get(&number).copied();
-                }
-                way.push(name(&to));
-                way.reverse();
+/// The names on a way from a forward, which begins at `name` and delivers to `address`, back to it.
+fn way(name: &str, address: &Address, to: u64, takers: impl Fn(&Address) -> Vec<Taker>) -> Option<Vec<String>> {
+    let mut ways = vec![(vec![name.to_owned()], address.clone())];
+    let mut seen = HashSet::new();
+    while let Some((way, address)) = ways.pop() {
+        for Taker { number, name, leads_to } in takers(&address) {
+            let mut way = way.clone();
+            way.push(name);
+            if number == to {
                 return Some(way);
             }
-            for &next in self.forwards.get(&at).into_iter().flat_map(|node| &node.leads_to) {
-                if let std::collections::hash_map::Entry::Vacant(entry) = came_from.entry(next) {
-                    entry.insert(at);
-                    todo.push(next);
-                }
+            if seen.insert(number) {
+                ways.extend(leads_to.map(|next| (way, next)));
             }
         }
-        None
     }
+    None
 }
 
 /// For log and status: printable, 80 bytes at most.
-fn words(way: &[&str]) -> String {
+fn words(way: &[String]) -> String {
     let printable = |character: char| match character {
         '|' | '\'' | '(' | ')' | '[' | ']' | '{' | '}' | '<' => '_',
         ' '..='~' => character,
@@ -218,53 +149,87 @@ fn words(way: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    fn known(edges: &[(usize, &[usize])]) -> Known {
-        let node = |&(number, leads_to): &(usize, &[usize])| {
-            (
-                number,
-                Node { name: format!("s{number}"), queue: "q".to_owned(), asked: None, leads_to: leads_to.to_vec() },
-            )
+    fn address(number: u64) -> Address {
+        Address { server: Server { host: format!("h{number}"), port: 1 }, queue: "q".to_owned() }
+    }
+
+    /// From `to`, which leads to address `first`, back. Each of the others has its number, the address it takes from, and the one
+    /// it leads to if it takes jobs.
+    fn way_over(others: &[(u64, u64, Option<u64>)], first: u64, to: u64) -> Option<Vec<String>> {
+        let takers = |at: &Address| {
+            let takers = others.iter().filter(|(_, from, _)| address(*from) == *at);
+            let taker = |other: &(u64, u64, Option<u64>)| Taker {
+                number: other.0,
+                name: format!("s{}", other.0),
+                leads_to: other.2.map(address),
+            };
+            takers.map(taker).collect()
         };
-        Known { last: edges.len(), forwards: edges.iter().map(node).collect() }
+        way(&format!("s{to}"), &address(first), to, takers)
     }
 
     #[test]
     fn the_forward_that_closes_a_cycle_finds_its_way_back() {
-        let known = known(&[(1, &[2]), (2, &[3, 4]), (3, &[]), (4, &[])]);
-        assert_eq!(known.way(&[1], 4), Some(vec!["s4", "s1", "s2", "s4"]));
-        assert_eq!(known.way(&[4], 4), Some(vec!["s4", "s4"]), "a queue to itself");
-        assert_eq!(known.way(&[3], 4), None);
+        // The second and the third take from one queue; the fourth asks.
+        let others = [(1, 1, Some(2)), (2, 2, Some(4)), (3, 2, None), (4, 4, None), (5, 5, Some(6)), (6, 6, Some(5))];
+        assert_eq!(way_over(&others, 1, 4).unwrap(), ["s4", "s1", "s2", "s4"]);
+        assert_eq!(way_over(&others, 4, 4).unwrap(), ["s4", "s4"], "a queue to itself");
+        assert_eq!(way_over(&others, 3, 4), None);
+        assert_eq!(way_over(&others, 5, 4), None, "a loop of others");
+        let others = others.map(|(number, from, leads_to)| (number, from, leads_to.filter(|_| number != 1)));
+        assert_eq!(way_over(&others, 1, 4), None, "one of them takes no jobs");
+    }
+
+    /// Two forwards that lead to each other connect, begin to ask, and ask, in every order that their threads can have.
+    #[test]
+    fn of_two_that_close_a_loop_together_exactly_one_finds_it() {
+        for order in 0..1 << 6 {
+            let turns: Vec<usize> = (0..6).map(|turn| order >> turn & 1).collect();
+            if turns.iter().sum::<usize>() != 3 {
+                continue;
+            }
+            let start = Instant::now();
+            let mut steps = [0; 2];
+            let mut leads_to = [None, None];
+            let mut found = 0;
+            for (turn, &own) in turns.iter().enumerate() {
+                steps[own] += 1;
+                let other = 1 - own;
+                match steps[own] {
+                    1 => {}
+                    2 => leads_to[own] = Some((address(other as u64), start + LOOK * turn as u32)),
+                    _ => {
+                        let (destination, since) = leads_to[own].clone().unwrap();
+                        let takers = |at: &Address| {
+                            let connected = (0..2).filter(|&number| steps[number] > 0 && address(number as u64) == *at);
+                            let taker = |number: usize| Taker {
+                                number: number as u64,
+                                name: String::new(),
+                                leads_to: followed(leads_to[number].as_ref(), since).cloned(),
+                            };
+                            connected.map(taker).collect()
+                        };
+                        if way("", &destination, own as u64, takers).is_some() {
+                            (found, leads_to[own]) = (found + 1, None);
+                        }
+                    }
+                }
+            }
+            assert_eq!(found, 1, "{turns:?}");
+        }
     }
 
     #[test]
-    fn who_asked_before_on_the_way_is_to_ask_again() {
-        let mut known = known(&[(1, &[]), (2, &[]), (3, &[])]);
-        let address = Address { server: Server { host: "h".to_owned(), port: 1 }, queue: "q".to_owned() };
-        let begun = Instant::now();
-        known.set(1, Some((address.clone(), begun)), &[2]);
-        let later = begun + LOOK;
-        assert_eq!(known.asked_before(later, &[3]), None, "a forward that takes no jobs");
-        assert_eq!(known.asked_before(later, &[1]), Some((1, address.clone())));
-        known.set(1, Some((address.clone(), later)), &[2, 1]);
-        known.set(2, Some((address.clone(), begun)), &[1]);
-        assert_eq!(known.asked_before(later, &[1]), Some((2, address.clone())));
-        known.set(2, Some((address, later)), &[1]);
-        assert_eq!(known.asked_before(later, &[1]), None);
-        assert_eq!(known.way(&[1], 2), Some(vec!["s2", "s1", "s2"]));
-    }
-
-    #[test]
-    fn only_our_own_workers_count() {
-        let loops = Loops::default();
-        let id = loops.client_id(0x2f, "a:b");
-        assert_eq!(loops.number_in(&id), Some(0x2f));
-        assert_eq!(loops.number_in("gearman-proxy:a:0000000000000000f"), None);
-        assert_eq!(loops.number_in("-"), None);
+    fn only_client_ids_with_a_number_may_be_ours() {
+        assert_eq!(number_in("gearman-proxy:a:b:000000000000002f"), Some(0x2f));
+        assert_eq!(number_in("gearman-proxy:q"), None);
+        assert_eq!(number_in("-"), None);
     }
 
     #[test]
     fn a_loop_is_told_in_words_that_the_status_can_show() {
-        assert_eq!(words(&["a:1/q", "b:1/q", "a:1/q"]), "forwarding loop: a:1/q -> b:1/q -> a:1/q");
-        assert!(words(&["a".repeat(200).as_str()]).len() <= 80);
+        let way = ["a:1/q", "b:1/q", "a:1/q"].map(str::to_owned);
+        assert_eq!(words(&way), "forwarding loop: a:1/q -> b:1/q -> a:1/q");
+        assert!(words(&["a".repeat(200)]).len() <= 80);
     }
 }

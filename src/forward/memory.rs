@@ -5,8 +5,8 @@
 //! becomes of it: in the budget, or where that is not enough by waiting for its turn, of which there is one at a time.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -44,9 +44,9 @@ const POOL_BYTES: usize = 8 << 20;
 /// A larger buffer is not kept, bytes.
 const LARGEST_KEPT: usize = 64 << 10;
 
-/// What is read at once from a source by all forwards that are busy, bytes, and by one at least.
-const READ_BYTES: usize = 16 << 20;
+/// What a source's reader reads at once, bytes: less when little of the budget is left, so that many of them share it.
 const SMALLEST_READ: usize = 8 << 10;
+const READS_LEFT: usize = 1024;
 
 /// Of what has its turn this many bytes must move in this time, or the peer that does not move them loses its session.
 const PACE_BYTES: usize = 480 << 10;
@@ -72,8 +72,6 @@ pub fn with_stages(config: &ForwardConfig, size: usize) -> usize {
 #[derive(Debug, Default)]
 pub struct Memory {
     held: AtomicUsize,
-    /// Readers with more than a small buffer.
-    busy: AtomicUsize,
     pool: Mutex<Pool>,
     /// For jobs with what their stages make of them, and for results: a job may be held until its result is sent.
     lines: [Arc<Mutex<Line>>; 2],
@@ -94,17 +92,11 @@ struct Pool {
     used: bool,
 }
 
-/// The threads that wait for the turn, first come first served. One that gave up is removed.
+/// The threads that wait for the turn, first come first served.
 #[derive(Debug, Default)]
 struct Line {
     taken: bool,
-    waiting: VecDeque<(Sender<Turn>, Weak<()>)>,
-}
-
-/// A place in the line, until it is dropped.
-pub struct Place {
-    pub turn: Receiver<Turn>,
-    _waits: Arc<()>,
+    waiting: VecDeque<Sender<Turn>>,
 }
 
 /// The right to take more than the budget has, one at a time in the process.
@@ -132,20 +124,18 @@ struct Pace {
     until: Instant,
 }
 
+/// Bytes of the budget that are held until this is dropped.
+#[derive(Debug)]
+pub struct Counted {
+    memory: Arc<Memory>,
+    bytes: usize,
+}
+
 /// What a large thing takes with all that becomes of it, until the last of it is gone: bytes of the budget, or the turn.
 #[derive(Debug)]
 pub struct Share {
-    memory: Arc<Memory>,
-    bytes: usize,
+    _bytes: Option<Counted>,
     turn: Option<Turn>,
-}
-
-/// The buffers of one thread, counted.
-#[derive(Debug)]
-pub struct Buffers {
-    memory: Arc<Memory>,
-    bytes: usize,
-    is_busy: bool,
 }
 
 impl Memory {
@@ -173,28 +163,23 @@ impl Memory {
 
     /// What a busy reader may read at once, bytes.
     pub fn read_size(&self) -> usize {
-        (READ_BYTES / self.busy.load(Ordering::Relaxed).max(1)).clamp(SMALLEST_READ, LARGEST_KEPT)
+        (self.spare() / READS_LEFT).clamp(SMALLEST_READ, LARGEST_KEPT)
     }
 
     /// Reserves bytes, if they are there.
     pub fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Arc<Share>> {
         let fits = |held: usize| held.checked_add(bytes).filter(|&held| held <= BUDGET);
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Arc::new(Share { memory: Arc::clone(self), bytes, turn: None }))
+        Some(Arc::new(Share { _bytes: Some(Counted { memory: Arc::clone(self), bytes }), turn: None }))
     }
 
-    /// The turn comes through the place's channel, to be made a share by [`Self::hold`].
-    pub fn line_up(&self, what: Large) -> Place {
+    /// The turn comes through this channel, and goes to the next one if the channel is dropped.
+    pub fn line_up(&self, what: Large) -> Receiver<Turn> {
         let (send, turn) = bounded(1);
-        let waits = Arc::new(());
         let line = &self.lines[what as usize];
-        line.lock().waiting.push_back((send, Arc::downgrade(&waits)));
+        line.lock().waiting.push_back(send);
         call_next(line);
-        Place { turn, _waits: waits }
-    }
-
-    pub fn hold(self: &Arc<Self>, turn: Turn) -> Arc<Share> {
-        Arc::new(Share { memory: Arc::clone(self), bytes: 0, turn: Some(turn) })
+        turn
     }
 }
 
@@ -205,13 +190,12 @@ fn call_next(line: &Arc<Mutex<Line>>) {
         if line.taken {
             return;
         }
-        line.waiting.retain(|(_, waits)| waits.strong_count() > 0);
         let next = line.waiting.pop_front();
         line.taken = next.is_some();
         next
     };
-    if let Some((next, _)) = next {
-        // A waiter that gave up just now drops it, which calls the next one.
+    if let Some(next) = next {
+        // Where nobody waits any more the turn is dropped, which calls the one behind.
         let _ = next.send(Turn { line: Arc::clone(line), pace: Mutex::new(Pace::new(Mover::Nobody)) });
     }
 }
@@ -232,6 +216,11 @@ impl Pace {
 }
 
 impl Share {
+    /// For who has the turn.
+    pub fn of(turn: Turn) -> Arc<Share> {
+        Arc::new(Share { _bytes: None, turn: Some(turn) })
+    }
+
     /// A peer moved bytes of it, or must do so from now on.
     pub fn moved(&self, mover: Mover, bytes: usize) {
         let Some(turn) = &self.turn else { return };
@@ -263,12 +252,6 @@ impl Share {
     }
 }
 
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.memory.held.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 /// A block in it is counted already.
 impl Home for Share {
     fn lend(&self, _bytes: usize) {}
@@ -276,33 +259,25 @@ impl Home for Share {
     fn take_back(&self, _bytes: Vec<u8>) {}
 }
 
-impl Buffers {
-    pub fn new(memory: &Arc<Memory>) -> Buffers {
-        Buffers { memory: Arc::clone(memory), bytes: 0, is_busy: false }
+impl Counted {
+    /// Nothing yet.
+    pub fn new(memory: &Arc<Memory>) -> Counted {
+        Counted { memory: Arc::clone(memory), bytes: 0 }
     }
 
-    /// They have this capacity now.
-    pub fn count(&mut self, bytes: usize) {
+    /// It is this many bytes now, whether they are there or not.
+    pub fn set(&mut self, bytes: usize) {
         if bytes != self.bytes {
             self.memory.held.fetch_add(bytes, Ordering::Relaxed);
             self.memory.held.fetch_sub(self.bytes, Ordering::Relaxed);
             self.bytes = bytes;
         }
     }
-
-    /// Whether they belong to a reader that has many jobs to read.
-    pub fn set_busy(&mut self, is_busy: bool) {
-        if std::mem::replace(&mut self.is_busy, is_busy) != is_busy {
-            let change = if is_busy { 1 } else { usize::MAX };
-            self.memory.busy.fetch_add(change, Ordering::Relaxed);
-        }
-    }
 }
 
-impl Drop for Buffers {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.count(0);
-        self.set_busy(false);
+        self.set(0);
     }
 }
 
@@ -358,39 +333,39 @@ mod tests {
     #[test]
     fn reservations_and_buffers_never_exceed_the_budget() {
         let memory = Arc::new(Memory::default());
-        let mut buffers = Buffers::new(&memory);
-        buffers.count(BUDGET / 2);
+        let mut buffers = Counted::new(&memory);
+        buffers.set(BUDGET / 2);
         let share = memory.reserve(BUDGET / 2).unwrap();
         assert!(memory.reserve(1).is_none() && memory.reserve(usize::MAX).is_none());
         assert!(share.turn.is_none() && share.late().is_none());
         drop(share);
-        buffers.count(0);
+        buffers.set(0);
         assert!(memory.reserve(BUDGET).is_some());
         assert_eq!(memory.spare(), BUDGET);
     }
 
     #[test]
     fn turns_come_one_at_a_time_in_order_and_past_who_gave_up() {
-        let memory = Arc::new(Memory::default());
-        let places: Vec<_> = (0..4).map(|_| memory.line_up(Large::Job)).collect();
-        let [first, second, third, fourth] = places.try_into().ok().unwrap();
-        let share = memory.hold(first.turn.try_recv().unwrap());
-        assert!(share.turn.is_some() && second.turn.try_recv().is_err());
-        drop(second);
+        let memory = Memory::default();
+        let turns: Vec<_> = (0..5).map(|_| memory.line_up(Large::Job)).collect();
+        let [first, second, third, fourth, fifth] = turns.try_into().ok().unwrap();
+        let share = Share::of(first.try_recv().unwrap());
+        assert!(share.turn.is_some() && second.try_recv().is_err());
+        drop([second, third]);
         let kept = Arc::clone(&share);
         drop(share);
-        assert!(third.turn.try_recv().is_err(), "something of the first is still there");
+        assert!(fourth.try_recv().is_err(), "something of the first is still there");
         drop(kept);
-        assert!(fourth.turn.try_recv().is_err());
+        assert!(fifth.try_recv().is_err());
         // It was given, and is passed on unused.
-        drop(third);
-        assert!(fourth.turn.try_recv().is_ok());
+        drop(fourth);
+        assert!(fifth.try_recv().is_ok());
     }
 
     #[test]
     fn a_peer_that_does_not_move_enough_is_late_and_told_once() {
-        let memory = Arc::new(Memory::default());
-        let share = memory.hold(memory.line_up(Large::Result).turn.try_recv().unwrap());
+        let memory = Memory::default();
+        let share = Share::of(memory.line_up(Large::Result).try_recv().unwrap());
         let age = |by: Duration| share.turn.as_ref().unwrap().pace.lock().until -= by;
         share.moved(Mover::Source(1), 0);
         age(PACE - Duration::from_secs(1));
@@ -405,13 +380,14 @@ mod tests {
     }
 
     #[test]
-    fn many_busy_readers_read_less_at_once() {
+    fn many_readers_read_less_at_once_and_stay_in_the_budget() {
         let memory = Arc::new(Memory::default());
         assert_eq!(memory.read_size(), LARGEST_KEPT);
-        let mut all: Vec<_> = (0..5000).map(|_| Buffers::new(&memory)).collect();
-        all.iter_mut().for_each(|buffers| buffers.set_busy(true));
+        let mut all: Vec<_> = (0..5000).map(|_| Counted::new(&memory)).collect();
+        all.iter_mut().for_each(|buffers| buffers.set(memory.read_size()));
         assert_eq!(memory.read_size(), SMALLEST_READ);
+        assert!(memory.held.load(Ordering::Relaxed) <= BUDGET + 5000 * SMALLEST_READ);
         drop(all);
-        assert_eq!(memory.read_size(), LARGEST_KEPT);
+        assert_eq!((memory.read_size(), memory.spare()), (LARGEST_KEPT, BUDGET));
     }
 }

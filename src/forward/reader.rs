@@ -1,79 +1,29 @@
-//! The reader: reads the source, and submits a small batch by itself while the submitter waits.
+//! What a reader does: it connects the source and reads its jobs.
 
 use std::io::{ErrorKind, Read};
-use std::net::TcpStream;
 use std::sync::Arc;
 
-use super::line::{stage, stream, write_source, write_without_blocking};
-use super::memory::{self, Buffers, Large, Mover, Share};
-use super::{Shared, cause, gather, loss};
+use super::line::{Reading, gather};
+use super::memory::{self, Mover};
+use super::{LIMITS, Shared, failure, loss};
 use crate::gearman::connection::{Connection, ConnectionError};
-use crate::relay::{Event, Home, Intake, Loss, Origin, Pump, Step};
-use crate::stages::Scratch;
-
-/// The source's connection as its reader sees it.
-struct Source {
-    generation: u32,
-    stream: Arc<TcpStream>,
-    intake: Intake,
-    buffers: Buffers,
-    /// For the large job that is under way.
-    share: Option<Arc<Share>>,
-}
-
-pub fn run(shared: &Arc<Shared>) {
-    let heartbeat = shared.heartbeat("reader");
-    let mut source: Option<Source> = None;
-    let mut scratch = Scratch::default();
-    let mut event = None;
-    loop {
-        match shared.turn(event.take(), Pump::Reader) {
-            Step::ConnectSource { generation } => {
-                source = None;
-                event = Some(heartbeat.idle(|| connect(shared, generation, &mut source)));
-            }
-            Step::Read { generation, expected } => {
-                match source.as_mut().filter(|source| source.generation == generation) {
-                    Some(open) => event = Some(heartbeat.idle(|| read(shared, open, expected))),
-                    // It is known already that this connection is gone.
-                    None => heartbeat.idle(|| shared.wait(Pump::Reader, None)),
-                }
-                if matches!(event, Some(Event::SourceLost { .. })) {
-                    source = None;
-                }
-            }
-            Step::Stage(batch) => event = Some(stage(shared, Pump::Reader, &heartbeat, &mut scratch, batch)),
-            Step::Write(line, chunk) => event = Some(write_without_blocking(shared, line, chunk)),
-            Step::WriteSource { generation, bytes } => {
-                event = Some(heartbeat.idle(|| write_source(shared, generation, bytes)));
-            }
-            Step::Pause(limit) => heartbeat.idle(|| shared.wait(Pump::Reader, Some(limit))),
-            Step::End => break,
-            _ => {
-                // Of one that others have ended nothing is kept.
-                source = source.filter(|source| is_current(shared, source));
-                heartbeat.idle(|| shared.wait(Pump::Reader, None));
-            }
-        }
-        heartbeat.turn();
-    }
-}
+use crate::relay::{Cause, Event, Home, Intake, Loss, Origin, Pump};
 
 /// Connects the source, and asks what tells its process from another, and whether this forward closes a loop.
-fn connect(shared: &Arc<Shared>, generation: u32, source: &mut Option<Source>) -> Event {
+pub fn connect(shared: &Shared, generation: u32, source: &mut Option<Reading<Intake>>) -> Event {
+    *source = None;
     match open(shared) {
-        Ok((connection, process_id)) => {
-            let Connection { stream, incoming, .. } = connection;
-            let same = shared.common.witnesses.is_same(shared);
-            let origin = Origin::new(&shared.config.source.server.to_string(), process_id, &shared.config.source.queue);
+        Ok((mut connection, process_id)) => {
+            let same = shared.is_same_process();
+            let config = &shared.config.source;
+            let origin = Origin::new(&config.server.to_string(), process_id, &config.queue);
             let memory = &shared.common.memory;
             let home: Arc<dyn Home> = Arc::clone(memory) as Arc<dyn Home>;
-            let intake = Intake::new(incoming.unread(), shared.common.max_job_size, origin, Some(home));
-            let buffers = Buffers::new(memory);
-            let stream = Arc::new(stream);
-            *shared.source.lock() = Some((generation, Arc::clone(&stream)));
-            shared.common.witnesses.connected(shared);
-            *source = Some(Source { generation, stream, intake, buffers, share: None });
+            let unread = std::mem::take(&mut connection.incoming);
+            let intake = Intake::new(unread.unread(), shared.common.max_job_size, origin, Some(home));
+            let stream = shared.source.set(generation, connection);
+            shared.witness.connected();
+            *source = Some(Reading::new(generation, stream, intake, memory));
             Event::SourceConnected { generation, process_id, same }
         }
         Err(loss) => Event::SourceFailed { generation, loss },
@@ -81,91 +31,77 @@ fn connect(shared: &Arc<Shared>, generation: u32, source: &mut Option<Source>) -
 }
 
 fn open(shared: &Shared) -> Result<(Connection, Option<u32>), Loss> {
-    let failed = |error: ConnectionError| Loss { closed: false, ..loss(&error) };
-    let server = &shared.config.source.server;
-    let client_id = shared.common.loops.client_id(shared.number, &shared.config.source.queue);
-    let open = || shared.open(server, &client_id);
-    let mut connection = open().map_err(failed)?;
-    let mut process_id = connection.process_id(super::LIMITS.answer);
-    let closed = |answer: &Result<_, _>| matches!(answer, Err(ConnectionError::Closed | ConnectionError::Io(_)));
-    if closed(&process_id) {
-        // Once may be an accident; and without a process id jobs may come twice.
-        connection = open().map_err(failed)?;
-        process_id = connection.process_id(super::LIMITS.answer);
-    }
-    if closed(&process_id) {
-        // Some servers close a connection that asks for it.
-        connection = open().map_err(failed)?;
-        process_id = Ok(None);
+    let failed = |error| failure(&error);
+    let open = || shared.open(&shared.config.source.server, &shared.client_id()).map_err(failed);
+    let mut connection = open()?;
+    let mut process_id = connection.process_id(LIMITS.answer);
+    // Once may be an accident, and without a process id jobs may come twice; but some servers close a connection that asks.
+    for last in [false, true] {
+        if matches!(process_id, Err(ConnectionError::Closed | ConnectionError::Io(_))) {
+            connection = open()?;
+            process_id = if last { Ok(None) } else { connection.process_id(LIMITS.answer) };
+        }
     }
     let process_id = process_id.map_err(failed)?;
-    connection.stream.set_read_timeout(None).map_err(|error| failed(error.into()))?;
-    connection.stream.set_write_timeout(None).map_err(|error| failed(error.into()))?;
-    shared.common.loops.check(shared).map_err(|text| {
+    connection.wait_forever().map_err(failed)?;
+    shared.check_for_loops().map_err(|text| {
         let advice = Some("change the configuration so that no queue leads back to itself");
-        let cause = crate::relay::Cause { kind: "forwarding loop", text, advice };
+        let cause = Cause { kind: "forwarding loop", text, advice };
         Loss { closed: false, nonsense: true, oversized: false, cause }
     })?;
     Ok((connection, process_id))
 }
 
-fn is_current(shared: &Shared, source: &Source) -> bool {
-    stream(Some(&shared.source), source.generation).is_some()
+/// Reads once, and takes the whole packets. None where it is known already that this connection is gone.
+pub fn read(shared: &Shared, source: &mut Option<Reading<Intake>>, generation: u32, expected: usize) -> Option<Event> {
+    let event = read_once(shared, source.as_mut().filter(|source| source.generation == generation)?, expected);
+    let lost = |loss| {
+        *source = None;
+        Event::SourceLost { generation, loss }
+    };
+    Some(event.unwrap_or_else(lost))
 }
 
-/// Reads once, and takes the whole packets.
-fn read(shared: &Shared, source: &mut Source, expected: usize) -> Event {
+fn read_once(shared: &Shared, source: &mut Reading<Intake>, expected: usize) -> Result<Event, Loss> {
     let generation = source.generation;
-    let lost = |error: ConnectionError| Event::SourceLost { generation, loss: loss(&error) };
-    if !source.intake.was_full() {
+    let intake = &mut source.incoming;
+    if !intake.was_full() {
         gather(expected);
     }
     if expected == 0 {
-        source.intake.rest();
+        intake.rest();
     }
-    let needs = source.intake.needs();
+    let needs = intake.needs();
     if needs > memory::FREE && source.share.is_none() {
         let bytes = memory::with_stages(&shared.config, needs);
-        let Some(share) = shared.share(Large::Job, bytes, Pump::Reader, || is_current(shared, source)) else {
-            return lost(ConnectionError::Closed);
-        };
-        source.intake.set_home(Arc::clone(&share) as Arc<dyn Home>);
-        share.moved(Mover::Source(generation), 0);
-        source.buffers.count(0);
-        source.share = Some(share);
+        let share = source.reserve(shared, Pump::Reader, bytes).map_err(|gone| loss(&gone))?;
+        source.incoming.set_home(share);
         // The time that it took is not the source's fault.
-        return Event::SourcePackets { generation, packets: Vec::new() };
+        return Ok(Event::SourcePackets { generation, packets: Vec::new() });
     }
     let memory = &shared.common.memory;
-    let mut stream = &*source.stream;
-    let count = match stream.read(source.intake.room(memory.read_size())) {
-        Ok(0) => return lost(ConnectionError::Closed),
-        Ok(count) => count,
-        Err(error) if error.kind() == ErrorKind::Interrupted => 0,
-        Err(error) => return lost(error.into()),
+    let count = match (&*source.stream).read(intake.room(memory.read_size())) {
+        Ok(0) => Err(ConnectionError::Closed),
+        Err(error) if error.kind() != ErrorKind::Interrupted => Err(error.into()),
+        read => Ok(read.unwrap_or(0)),
     };
-    source.intake.advance(count);
+    let count = count.map_err(|error| loss(&error))?;
+    intake.advance(count);
     shared.witness.heard();
-    let taken = source.intake.take(|| memory.spare_buffer());
+    let taken = intake.take(|| memory.spare_buffer());
     match &source.share {
-        Some(share) if source.intake.needs() > memory::FREE => {
-            share.moved(Mover::Source(generation), count);
-        }
+        Some(share) if intake.needs() > memory::FREE => share.moved(Mover::Source(generation), count),
         _ => {
             if let Some(share) = source.share.take() {
                 // From now on it waits here.
                 share.moved(Mover::Nobody, 0);
-                source.intake.set_home(Arc::clone(memory) as Arc<dyn Home>);
+                intake.set_home(Arc::clone(memory) as Arc<dyn Home>);
             }
-            source.buffers.count(source.intake.capacity());
-            source.buffers.set_busy(source.intake.was_full());
+            source.buffers.set(intake.capacity());
         }
     }
     match taken {
-        Ok(packets) => Event::SourcePackets { generation, packets },
-        Err(error) => Event::SourceLost {
-            generation,
-            loss: Loss { closed: false, nonsense: true, oversized: false, cause: cause(&error.into()) },
-        },
+        Ok(packets) => Ok(Event::SourcePackets { generation, packets }),
+        Err(error) => Err(Loss { oversized: false, ..loss(&error.into()) }),
     }
 }

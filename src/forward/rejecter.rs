@@ -1,53 +1,34 @@
-//! The rejecter: submits undeliverable jobs as they came to the reject queue, over a connection opened when first needed.
+//! What a rejecter does: it submits undeliverable jobs as they came to the reject queue, over a connection opened when first
+//! needed.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use super::line::write_source;
-use super::{LIMITS, Shared, loss};
-use crate::config::Address;
+use super::{LIMITS, Shared, failure};
 use crate::gearman::connection::{Connection, ConnectionError};
 use crate::gearman::packet::{ProtocolError, error_code, kind, put_request};
-use crate::relay::{Event, Job, Loss, Pump, Step, UniqueId};
+use crate::relay::{Event, Job, UniqueId};
 
-pub fn run(shared: &Arc<Shared>, address: &Address) {
-    let heartbeat = shared.heartbeat("rejecter");
-    let mut connection = None;
-    let mut event = None;
-    loop {
-        match shared.turn(event.take(), Pump::Rejecter) {
-            Step::Reject(jobs) => event = Some(heartbeat.idle(|| reject(shared, address, &mut connection, &jobs))),
-            Step::WriteSource { generation, bytes } => {
-                event = Some(heartbeat.idle(|| write_source(shared, generation, bytes)));
-            }
-            Step::End => break,
-            _ => heartbeat.idle(|| shared.wait(Pump::Rejecter, None)),
-        }
-        heartbeat.turn();
-    }
-}
-
-fn reject(shared: &Shared, address: &Address, open: &mut Option<Connection>, jobs: &[(Job, UniqueId)]) -> Event {
+pub fn reject(shared: &Shared, open: &mut Option<Connection>, jobs: &[(Job, UniqueId)]) -> Event {
     let mut taken = Vec::with_capacity(jobs.len());
-    let lost = deliver(shared, address, open, jobs, &mut taken).err();
+    let lost = deliver(shared, open, jobs, &mut taken).err();
     if lost.as_ref().is_some_and(|error| !matches!(error, ConnectionError::Refused(_))) {
         *open = None;
     }
-    Event::Rejected { taken, loss: lost.map(|error| Loss { closed: false, ..loss(&error) }) }
+    Event::Rejected { taken, loss: lost.as_ref().map(failure) }
 }
 
 /// Submits all and waits for the replies; `taken` says for each whether the queue has it. Errors are of the first that it
 /// has not.
 fn deliver(
     shared: &Shared,
-    address: &Address,
     open: &mut Option<Connection>,
     jobs: &[(Job, UniqueId)],
     taken: &mut Vec<bool>,
 ) -> Result<(), ConnectionError> {
+    let Some(address) = &shared.config.reject_queue else { return Ok(()) };
     let connection = match open {
         Some(connection) => connection,
-        None => open.insert(shared.open(&address.server, &format!("gearman-proxy:{}", shared.config.source.queue))?),
+        None => open.insert(shared.open_destination(&address.server)?),
     };
     let mut out = Vec::new();
     let mut unique = Vec::new();

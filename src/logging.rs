@@ -222,7 +222,7 @@ fn open_file(path: &Path) -> io::Result<File> {
     // Checked first, because opening a FIFO without a reader fails with the misleading ENXIO.
     path.metadata().map_or(Ok(()), |there| refuse_other(there.file_type()))?;
     let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(O_NONBLOCK).open(path);
-    let file = file.map_err(|error| missing_folder(path).filter(|_| error.kind() == NotFound).unwrap_or(error))?;
+    let file = file.map_err(|error| name_missing_folder(path, error))?;
     refuse_other(file.metadata()?.file_type())?;
     Ok(file)
 }
@@ -232,10 +232,16 @@ fn refuse_other(kind: FileType) -> io::Result<()> {
     fits.then_some(()).ok_or_else(|| io::Error::other("it is not a regular file"))
 }
 
-fn missing_folder(path: &Path) -> Option<io::Error> {
-    let missing = path.ancestors().skip(1).filter(|folder| *folder != "" && !folder.exists()).last()?;
-    let missing = escaped(missing.as_os_str().as_encoded_bytes()).to_string();
-    Some(io::Error::new(NotFound, format!("folder {missing} does not exist")))
+/// In place of an error about a file that is not there: which of its folders is missing, if one is.
+pub fn name_missing_folder(path: &Path, error: io::Error) -> io::Error {
+    let missing = path.ancestors().skip(1).filter(|folder| *folder != "" && !folder.exists()).last();
+    match missing.filter(|_| error.kind() == NotFound) {
+        Some(folder) => {
+            let folder = escaped(folder.as_os_str().as_encoded_bytes());
+            io::Error::new(NotFound, format!("folder {folder} does not exist"))
+        }
+        None => error,
+    }
 }
 
 /// Whether `file` is the one that `stream` names, as `DEVICE:INODE` (JOURNAL_STREAM in systemd.exec(5)).

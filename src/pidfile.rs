@@ -13,7 +13,7 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::logging::escaped;
+use crate::logging::{escaped, name_missing_folder};
 
 /// Longer than any process id, bytes: a longer file is not a pid file.
 const MAX_SIZE: u64 = 32;
@@ -43,6 +43,7 @@ impl PidFile {
     pub fn create(path: &Path) -> io::Result<PidFile> {
         let running = |pid, owner| pid != process::id() && is_proxy(pid, owner);
         claim(path, process::id(), running).map_err(|error| {
+            let error = name_missing_folder(path, error);
             let path = escaped(path.as_os_str().as_encoded_bytes());
             io::Error::new(error.kind(), format!("pid file {path}: {error}"))
         })
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(fs::read_to_string(folder.pid_file()).unwrap(), "$remote = 127.0.0.1\n");
         let missing = folder.0.join("missing").join("proxy.pid");
         let error = PidFile::create(&missing).unwrap_err().to_string();
-        assert!(error.contains("missing/proxy.pid: No such file"), "{error}");
+        assert!(error.contains("missing/proxy.pid: folder "), "{error}");
         let (fifo, link) = (folder.0.join("fifo"), folder.0.join("link"));
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
         std::os::unix::fs::symlink(folder.pid_file(), &link).unwrap();

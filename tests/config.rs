@@ -754,6 +754,7 @@ fn password_files() {
     let begin = "h/a = h/b\n  decrypt = file:@";
     for (name, reason) in [
         ("missing", "cannot be read: No such file or directory"),
+        ("no/such/key", "cannot be read: folder no does not exist"),
         ("empty", "is empty: it should hold the password"),
         ("folder", "cannot be read: it is not a regular file"),
         ("fifo", "cannot be read: it is not a regular file"),

@@ -128,11 +128,15 @@ fn a_fifo_or_a_folder_as_log_or_pid_file_is_an_error_and_never_a_wait() {
 }
 
 #[test]
-fn a_log_file_without_its_folder_names_the_folder() {
+fn a_file_without_its_folder_is_an_error_that_names_the_folder() {
     let (_servers, config) = servers();
-    let mut proxy = Proxy::start_with(&config, &["--logfile=/nonexistent/logs/proxy.log"]);
-    assert_eq!(proxy.exit_status().code(), Some(1));
-    assert!(proxy.log().contains("folder /nonexistent does not exist"), "{}", proxy.log());
+    for option in ["--logfile=/nonexistent/logs/proxy.log", "--pidfile=/nonexistent/run/proxy.pid"] {
+        let mut proxy = Proxy::start_with(&config, &[option]);
+        assert_eq!(proxy.exit_status().code(), Some(1));
+        assert!(proxy.log().contains("folder /nonexistent does not exist"), "{}", proxy.log());
+    }
+    let proxy = Proxy::start(&format!("metricsfile = /nonexistent/metrics.prom\n{config}"));
+    proxy.wait_for_log("metrics.prom can't be written: folder /nonexistent does not exist; trying again every 15 s");
 }
 
 #[test]

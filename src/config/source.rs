@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::error::{Place, of_file};
 use super::pattern::Glob;
+use crate::logging::name_missing_folder;
 
 /// No configuration is larger, bytes.
 const MAX_FILE_SIZE: u64 = 16 << 20;
@@ -163,8 +164,9 @@ fn lines(path: &Path, bytes: &[u8]) -> Vec<Line> {
 /// # Errors
 /// What is wrong, to follow the file's name.
 pub(super) fn read_password(path: &str) -> Result<(Vec<u8>, bool), String> {
-    let read = read_regular(Path::new(path), MAX_PASSWORD_SIZE);
-    let (mut password, metadata) = read.map_err(|error| format!("cannot be read: {}", reason(&error)))?;
+    let path = Path::new(path);
+    let unreadable = |error| format!("cannot be read: {}", reason(&name_missing_folder(path, error)));
+    let (mut password, metadata) = read_regular(path, MAX_PASSWORD_SIZE).map_err(unreadable)?;
     let end = password.iter().rposition(|b| !matches!(b, b'\n' | b'\r')).map_or(0, |last| last + 1);
     password.truncate(end);
     if password.is_empty() {

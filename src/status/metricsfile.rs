@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{FIGURES, Verdict, label};
+use crate::logging::name_missing_folder;
 use crate::metrics::{CONFIRMATION_BUCKETS, ForwardMetrics, Metrics};
 use crate::sandbox;
 
@@ -53,7 +54,8 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let beside = path.with_file_name(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
     // One that a killed process with this number has left.
     let _ = fs::remove_file(&beside);
-    let mut file: File = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside)?;
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside);
+    let mut file: File = opened.map_err(|error| name_missing_folder(path, error))?;
     let written = file
         .set_permissions(Permissions::from_mode(0o644))
         .and_then(|()| file.write_all(text.as_bytes()))

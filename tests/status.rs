@@ -313,7 +313,8 @@ fn status_prints_what_check_gearman_would_and_exits_so() {
         ),
     );
     let config = format!("--config={}", proxy.folder().file("proxy.conf").display());
-    wait_for_message(&source, "^1:WARNING .* 1 server failed");
+    // And the other forward is no longer connecting.
+    wait_for_message(&source, r"^1:WARNING .* 1 server failed: \S+ \([^()]+\)\.$");
     let ended = asked(&[&config, "--status"]);
     assert_eq!(ended.status, Some(1));
     assert_matches(

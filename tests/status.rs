@@ -562,6 +562,15 @@ fn the_metrics_file_is_what_promtool_accepts() {
     let output = promtool.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && said.is_empty(), "{said}\n{text}");
+
+    // What the dashboard and the rules ask for is in it.
+    let metric = Regex::new(r"gearman_proxy_[a-z_]*[a-z]").unwrap();
+    for file in [include_bytes!("../dist/grafana.json").as_slice(), include_bytes!("../dist/alerts.yml")] {
+        let names: Vec<&str> = metric.find_iter(file).map(|found| str::from_utf8(found.as_bytes()).unwrap()).collect();
+        assert!(names.len() > 5, "{names:?}");
+        let unknown = |name: &&str| !text.contains(&format!("\n{name}{{")) && !text.contains(&format!("\n{name} "));
+        assert_eq!(names.into_iter().filter(unknown).collect::<Vec<_>>(), [""; 0]);
+    }
 }
 
 #[test]

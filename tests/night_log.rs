@@ -90,6 +90,23 @@ fn a_burst_of_rejects_makes_one_line_and_its_count_follows_when_it_is_over() {
 }
 
 #[test]
+fn forwards_that_a_reload_ends_are_no_outage() {
+    let (source, destination) = (Gearmand::start(), Gearmand::start());
+    let forwards = |count: usize| -> String {
+        (0..count).map(|n| format!("{} = {}\n", source.queue(&format!("q{n}")), destination.queue("q"))).collect()
+    };
+    let mut proxy = Proxy::start(&forwards(20));
+    source.wait_for_workers("q19", 1);
+    let connections = destination.connections().len();
+    proxy.reload(&forwards(1));
+    wait_for("the others have ended", || connections == 20 && destination.connections().len() == 1);
+    // Lines about lost servers wait for others like them.
+    stays(Duration::from_secs(3), "no warning", || !proxy.log().contains("[WARN]"));
+    assert_eq!(proxy.stop().code(), Some(0));
+    assert!(!proxy.log().contains("[WARN]"), "{}", proxy.log());
+}
+
+#[test]
 fn lines_have_local_time_with_milliseconds() {
     let (source, destination) = (Gearmand::start(), Gearmand::start());
     let config = format!("{} = {}\n", source.queue("work"), destination.queue("work"));

@@ -298,7 +298,7 @@ impl Output {
         let lost = self.place.losses.lines.swap(0, Relaxed);
         if lost > 0 {
             let lines = if lost == 1 { "line was" } else { "lines were" };
-            let message = format!("{lost} log {lines} lost: the log was full or too slow");
+            let message = format!("{lost} log {lines} lost: the log could not be written, or was too slow");
             self.write(&format_line(self.place.journal, Level::Warn, &message))
                 .inspect_err(|_| _ = self.place.losses.lines.fetch_add(lost, Relaxed))?;
             self.place.losses.told.store(false, Relaxed);
@@ -552,7 +552,7 @@ mod tests {
         logger.set_target(&LogTarget::File(scratch.log())).unwrap();
         say(&logger, Level::Error, "three");
         let text = fs::read_to_string(scratch.log()).unwrap();
-        let form = r"^[^\n]*\[WARN\] \(log\) 2 log lines were lost: the log was full or too slow\n[^\n]* three\n$";
+        let form = r"^[^\n]*\[WARN\] \(log\) 2 log lines were lost: the log could not be written, or was too slow\n[^\n]* three\n$";
         assert!(matches(form, &text), "{text}");
         assert!(!logger.current.lock().place.losses.told.load(Relaxed));
     }
@@ -609,7 +609,8 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         let written = text.lines().filter(|line| line.starts_with('x')).count();
-        let told = text.lines().filter_map(|line| line.split_once(" log lines were lost: the log was full"));
+        let told =
+            text.lines().filter_map(|line| line.split_once(" log lines were lost: the log could not be written, "));
         let lost: Vec<usize> = told.map(|(line, _)| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
         assert_eq!(written + lost.iter().sum::<usize>(), 5000, "{lost:?}");
         assert!(lost.iter().sum::<usize>() > 1000, "{lost:?}");

@@ -318,7 +318,7 @@ fn a_tls_tunnel_has_a_key_for_each_host_which_is_withdrawn_by_itself() {
         assert!(refused.contains("New, (NONE)") && refused.contains("alert"), "{refused}");
     }
     let near_end = stunnel("in_a", &in_a);
-    let config = recipe("TLS", 2, &[("127.0.0.1:4730", &local.server()), ("127.0.0.1:14731", &near.to_string())]);
+    let config = recipe("TLS", 3, &[("127.0.0.1:4730", &local.server()), ("127.0.0.1:14731", &near.to_string())]);
     let proxy = Proxy::with_status(&local, &config);
     local.submit_all("hostgroup_network_b", &numbered(500));
     remote.submit_all("check_results", &numbered(300));

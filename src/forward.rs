@@ -71,12 +71,16 @@ pub struct Common {
 }
 
 impl Common {
-    /// To be called every few seconds: tells what was left untold, and gives memory back that an idle process does not need.
+    /// To be called a few times a second: tells how many messages were not written, when they have stopped coming.
+    pub fn tell(&self, now: Instant) {
+        self.forwards_that(|_| true).iter().for_each(|forward| forward.teller.look(now));
+    }
+
+    /// To be called every few seconds: gives memory back that an idle process does not need.
     pub fn look(&self) {
         let at = Instant::now();
         for forward in self.forwards_that(|_| true) {
             let metrics = forward.teller.metrics();
-            forward.teller.look(at);
             let held = metrics.counts.lock().held > 0;
             let oldest = held.then(|| forward.relay.lock().oldest()).flatten();
             metrics.counts.lock().oldest_held = oldest.and_then(|came| at.checked_sub(now().saturating_sub(came)));

@@ -282,6 +282,7 @@ impl Proxy<'_> {
 
     fn tick(&mut self, now: Instant) {
         self.tell_outages(now);
+        self.common.tell(now);
         let stuck = self.notifier.feed(&self.common.heartbeats, now).err();
         if stuck.is_some() && stuck != self.stuck {
             error!("thread {} is stuck; systemd will restart the service", stuck.as_deref().unwrap_or_default());

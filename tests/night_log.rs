@@ -83,7 +83,10 @@ fn a_burst_of_rejects_makes_one_line_and_its_count_follows_when_it_is_over() {
             1
         }
     };
+    let began = Instant::now();
     wait_within(Duration::from_secs(30), "all are counted", || of_rejects().iter().map(counted).sum::<u64>() == 200);
+    // After five seconds of quiet.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     let told = of_rejects();
     assert!(told.len() <= 4, "{told:#?}");
     assert!(told[0].contains(" is undeliverable: data is not base64; failed"), "{told:#?}");

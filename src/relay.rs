@@ -456,3 +456,77 @@ impl Relay {
         z ^ (z >> 31)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::driver::{Driver, seconds, settings};
+    use super::ledger::Fate;
+    use super::*;
+
+    #[test]
+    fn a_legacy_is_empty_where_a_successor_would_know_no_more_with_it() {
+        assert!(Legacy::default().is_empty());
+        assert!(!Legacy { probing: true, ..Legacy::default() }.is_empty());
+        let mut legacy = Legacy::default();
+        legacy.ledger.note(1, Fate::Delivered);
+        assert!(!legacy.is_empty());
+    }
+
+    #[test]
+    fn a_successor_knows_what_was_delivered_and_which_ids_were_given() {
+        let mut driver = Driver::new(settings(false));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.create(0, b"H:d:1");
+        driver.relay.ledger.note(1, Fate::Delivered);
+        let legacy = driver.relay.into_legacy();
+        assert_eq!((legacy.taken, legacy.numbers, legacy.ledger.is_empty()), (1, Some((7, 1)), false));
+        let successor = Relay::new(Settings { random: 8, ..settings(false) }, legacy);
+        assert_eq!((successor.taken, successor.random, successor.numbers), (1, 7, 1));
+    }
+
+    #[test]
+    fn what_is_held_counts_until_it_is_acknowledged() {
+        let mut driver = Driver::new(settings(true));
+        assert!(!driver.relay.is_idle(), "the source has not said that it has no job");
+        driver.answer();
+        assert!(driver.relay.is_idle());
+        assert_eq!((driver.relay.held(), driver.relay.held_bytes(), driver.relay.oldest()), (0, 0, None));
+        for (now, handle) in [(3, b"H:s:1"), (5, b"H:s:2")] {
+            driver.now = seconds(now);
+            driver.arrive(handle);
+        }
+        driver.answer();
+        assert!(driver.relay.session.window.asleep() && !driver.relay.is_idle(), "two jobs are held");
+        let size = Job::of(b"H:s:1", b"", b"data").size();
+        assert_eq!((driver.relay.held(), driver.relay.held_bytes()), (2, 2 * size));
+        assert_eq!(driver.relay.oldest(), Some(seconds(3)));
+        assert_eq!(driver.submit(0).len(), 2);
+        driver.create(0, b"");
+        assert_eq!((driver.relay.held(), driver.relay.held_bytes()), (1, size));
+        assert_eq!(driver.relay.oldest(), Some(seconds(5)));
+    }
+
+    #[test]
+    fn jobs_whose_source_is_gone_are_not_held() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        let generation = driver.relay.session.generation;
+        driver.event(Event::SourceLost { generation, loss: Loss::silent(seconds(1)) });
+        assert_eq!((driver.relay.oldest(), driver.relay.held()), (None, 0));
+        assert_eq!(driver.relay.jobs.all().len(), 1, "until the destination has replied");
+    }
+
+    #[test]
+    fn a_reader_reads_no_further_while_all_forwards_together_hold_as_much_as_they_may() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive_with(b"H:s:1", &[b'd'; 300 << 10]);
+        assert!(matches!(driver.next(Pump::Reader), Step::Read { .. }));
+        driver.relay.set_spare(0);
+        assert!(matches!(driver.next(Pump::Reader), Step::Park));
+        assert_eq!(driver.relay.due(), driver.now + ROOM_LOOK);
+        driver.relay.set_spare(1);
+        assert!(matches!(driver.next(Pump::Reader), Step::Read { .. }));
+    }
+}

@@ -131,11 +131,53 @@ impl Driver {
 
     /// A job comes from the source.
     pub fn arrive(&mut self, handle: &[u8]) {
+        self.arrive_with(handle, b"data");
+    }
+
+    pub fn arrive_with(&mut self, handle: &[u8], data: &[u8]) {
         if self.owed.is_empty() {
             self.source_sends(SourcePacket::Noop);
         }
         assert_eq!(self.owed.remove(0), kind::GRAB_JOB_UNIQ);
-        self.source_sends(SourcePacket::Job(Job::of(handle, b"", b"data")));
+        self.source_sends(SourcePacket::Job(Job::of(handle, b"", data)));
+    }
+
+    /// What the source was asked and has not answered.
+    pub fn owed(&self) -> &[u32] {
+        &self.owed
+    }
+
+    /// The source is connected again.
+    pub fn connect_source(&mut self) {
+        self.owed.clear();
+        let Step::ConnectSource { generation } = self.next(Pump::Reader) else { panic!("does not connect") };
+        self.event(Event::SourceConnected { generation, process_id: Some(4711), same: false });
+        self.read_all();
+    }
+
+    /// A submitter is connected again; to which destination.
+    pub fn connect(&mut self, submitter: usize) -> usize {
+        let Step::Connect { line, destination } = self.next(Pump::Submitter(submitter)) else {
+            panic!("does not connect")
+        };
+        self.event(Event::Connected(line));
+        self.next(Pump::Confirmer(submitter));
+        destination
+    }
+
+    /// A submitter's next try to connect fails; to which destination.
+    pub fn fail_to_connect(&mut self, submitter: usize) -> usize {
+        let Step::Connect { line, destination } = self.next(Pump::Submitter(submitter)) else {
+            panic!("does not connect")
+        };
+        self.event(Event::ConnectFailed(line, Loss::silent(seconds(1))));
+        destination
+    }
+
+    /// A destination connection breaks; `closed` where the destination closed it.
+    pub fn lose(&mut self, submitter: usize, closed: bool) {
+        let line = self.relay.line_id(submitter);
+        self.event(Event::Lost(line, Loss { closed, ..Loss::silent(seconds(1)) }));
     }
 
     /// A submitter takes what it may, and submits it. Returns the handles at the source.

@@ -347,7 +347,7 @@ mod tests {
             bytes.chunks(4096).flat_map(|piece| read(&mut intake, piece).unwrap()).collect();
         assert_eq!(told(&packets), ["large H:1 4194304"]);
         assert!(intake.capacity() <= 2 * LARGEST_READ, "{}", intake.capacity());
-        assert!(intake.capacity() > 0);
+        assert!(intake.capacity() >= SMALLEST_READ);
     }
 
     #[test]
@@ -398,11 +398,52 @@ mod tests {
     }
 
     #[test]
+    fn what_the_packet_under_way_takes_is_known_from_its_header_on() {
+        let mut intake = intake();
+        assert_eq!(intake.needs(), HEADER_SIZE);
+        let bytes = job(b"H:1", 9000);
+        read(&mut intake, &bytes[..HEADER_SIZE]).unwrap();
+        assert_eq!(intake.needs(), bytes.len());
+        read(&mut intake, &bytes[HEADER_SIZE..]).unwrap();
+        assert_eq!(intake.needs(), HEADER_SIZE);
+        read(&mut intake, b"HTTP").unwrap_err();
+        assert_eq!(intake.needs(), 0, "no packet");
+    }
+
+    #[test]
+    fn data_that_is_dropped_needs_nothing_as_soon_as_its_job_is_known_to_be_too_large() {
+        let mut intake = intake();
+        let bytes = job(b"H:1", 10 * MAX_JOB_SIZE);
+        let known = HEADER_SIZE + MAX_SMALL_PACKET;
+        read(&mut intake, &bytes[..known - 1]).unwrap();
+        assert_eq!((intake.end, intake.discard.is_some()), (known - 1, false));
+        read(&mut intake, &bytes[known - 1..known]).unwrap();
+        assert_eq!((intake.end, intake.discard.is_some(), intake.needs()), (0, true, 0));
+        assert_eq!(told(&read(&mut intake, &bytes[known..]).unwrap()), ["large H:1 100000"]);
+    }
+
+    #[test]
+    fn the_room_is_what_is_left_of_a_packet_and_its_memory_is_taken_at_once() {
+        let origin = intake().origin;
+        let small = job(b"H:1", 100);
+        let mut intake = Intake::new(&small[..HEADER_SIZE], MAX_JOB_SIZE, origin, None);
+        assert_eq!(intake.room(LARGEST_READ).len(), small.len() - HEADER_SIZE);
+        let mut intake = Intake::new(&small[..HEADER_SIZE - 1], MAX_JOB_SIZE, origin, None);
+        assert_eq!(intake.room(LARGEST_READ).len(), SMALLEST_READ, "its length is not known yet");
+
+        let large = job(b"H:1", MAX_JOB_SIZE);
+        let mut intake = Intake::new(&large[..SMALLEST_READ], MAX_JOB_SIZE, origin, None);
+        assert_eq!(intake.room(LARGEST_READ).len(), SMALLEST_READ);
+        assert_eq!(intake.capacity(), large.len());
+        assert_eq!(intake.room(1000).len(), SMALLEST_READ, "what was there stays");
+    }
+
+    #[test]
     fn a_buffer_that_is_mostly_full_becomes_the_block_of_its_jobs() {
         let lent = |bytes: &[u8]| {
             let home = Arc::new(Lent::default());
             let mut intake = intake();
-            intake.home = Some(home.clone());
+            intake.set_home(home.clone());
             let packets = read(&mut intake, bytes).unwrap();
             assert_eq!(intake.buffer.len(), SMALLEST_READ);
             drop(packets);

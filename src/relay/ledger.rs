@@ -315,6 +315,21 @@ mod tests {
         assert!(ledger.entries.len() <= CAPACITY);
     }
 
+    #[test]
+    fn it_is_empty_where_nothing_is_known_of_any_job() {
+        let mut ledger = Ledger::default();
+        assert!(ledger.is_empty());
+        ledger.note(1, Fate::Delivered);
+        assert!(!ledger.is_empty());
+        ledger.claim(1);
+        assert!(ledger.is_empty());
+        ledger.proven(3);
+        assert!(!ledger.is_empty(), "one that is proven may come again");
+        ledger.proven(7);
+        ledger.latest = None;
+        assert!(!ledger.is_empty());
+    }
+
     fn job(handle: &str) -> Job {
         Job::of(handle.as_bytes(), b"", b"")
     }

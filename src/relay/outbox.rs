@@ -266,4 +266,20 @@ mod tests {
         outbox.stop();
         assert!(!outbox.is_ready() && outbox.take().is_none() && !outbox.is_empty(), "writing has failed");
     }
+
+    #[test]
+    fn memory_that_a_chunk_keeps_counts_until_it_is_written() {
+        #[derive(Debug)]
+        struct Memory;
+        impl Home for Memory {
+            fn lend(&self, _: usize) {}
+            fn take_back(&self, _: Vec<u8>) {}
+        }
+        let home = Arc::new(Memory);
+        let mut chunk = Chunk::of(b"bytes".to_vec());
+        chunk.keep(home.clone());
+        assert_eq!(Arc::strong_count(&home), 2);
+        drop(chunk);
+        assert_eq!(Arc::strong_count(&home), 1);
+    }
 }

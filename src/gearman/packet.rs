@@ -369,4 +369,99 @@ mod tests {
         incoming.fill(&mut &b"x"[..]).unwrap();
         assert!(incoming.buffer.len() <= 2 * SMALLEST_READ);
     }
+
+    #[test]
+    fn an_error_says_what_the_peer_sent() {
+        let told = [
+            (ProtocolError::BadMagic, "sent bytes that are not a Gearman packet"),
+            (ProtocolError::TooLong(7), "announced a packet of 7 bytes"),
+            (ProtocolError::Unexpected(8), "sent an unexpected packet of type 8"),
+            (ProtocolError::BadArguments(9), "sent a malformed packet of type 9"),
+        ];
+        assert!(told.iter().all(|(error, text)| error.to_string() == *text));
+    }
+
+    #[test]
+    fn a_packet_longer_than_its_header_can_say_is_not_begun() {
+        let mut out = Vec::new();
+        assert_eq!(put_header(&mut out, 1, 1 << 32), Err(ProtocolError::TooLong(1 << 32)));
+        assert_eq!((out.len(), put_header(&mut out, 1, u32::MAX as usize)), (0, Ok(())));
+        assert_eq!(out, b"\0REQ\0\0\0\x01\xff\xff\xff\xff");
+    }
+
+    #[test]
+    fn a_body_may_be_as_long_as_the_limit_of_its_type() {
+        let bytes = response(kind::WORK_DATA, &[7; 5]);
+        let limit = |most| move |kind| if kind == kind::WORK_DATA { most } else { 0 };
+        assert_eq!(parse(&bytes, limit(5)), Ok(Parsed::Whole { kind: kind::WORK_DATA, end: 17 }));
+        assert_eq!(parse(&bytes[..16], limit(5)), Ok(Parsed::Incomplete { needed: 17 }));
+        assert_eq!(parse(&bytes, limit(4)), Ok(Parsed::TooLong { kind: kind::WORK_DATA, length: 5 }));
+        let mut incoming = Incoming::default();
+        incoming.fill(&mut &bytes[..]).unwrap();
+        assert_eq!(incoming.next(limit(4)), Err(ProtocolError::TooLong(5)));
+    }
+
+    #[test]
+    fn what_is_under_way_is_known_as_far_as_it_came() {
+        let mut incoming = Incoming::default();
+        assert_eq!((incoming.kind(), incoming.needs(), incoming.capacity()), (0, HEADER_SIZE, 0));
+        let bytes = response(0x0102_0304, &[7; 100]);
+        incoming.fill(&mut &bytes[..7]).unwrap();
+        assert_eq!((incoming.kind(), incoming.needs()), (0, HEADER_SIZE));
+        incoming.fill(&mut &bytes[7..12]).unwrap();
+        assert_eq!((incoming.kind(), incoming.needs()), (0x0102_0304, 112));
+        assert_eq!((incoming.unread(), incoming.capacity()), (&bytes[..12], SMALLEST_READ));
+        incoming.fill(&mut &bytes[12..]).unwrap();
+        assert_eq!(incoming.needs(), 0, "it is whole");
+        incoming.skip(110);
+        assert_eq!((incoming.unread(), incoming.kind()), (&[7, 7][..], 0));
+        incoming.skip(110);
+        assert_eq!((incoming.unread(), incoming.start), (&[][..], incoming.end));
+        assert!(incoming.fill(&mut &b""[..]).is_err_and(|error| error.kind() == io::ErrorKind::UnexpectedEof));
+    }
+
+    /// Reads as much as is asked for, and tells how much that was.
+    struct Endless(Vec<usize>);
+
+    impl Read for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.push(buffer.len());
+            buffer.fill(0);
+            Ok(buffer.len())
+        }
+    }
+
+    #[test]
+    fn reads_grow_while_they_are_full_and_no_further_than_needed() {
+        let (mut incoming, mut endless) = (Incoming::default(), Endless(Vec::new()));
+        for _ in 0..7 {
+            incoming.fill(&mut endless).unwrap();
+            incoming.skip(usize::MAX >> 1);
+        }
+        assert_eq!(endless.0, [1024, 2048, 4096, 8192, 16_384, 16_384, 16_384]);
+        incoming.fill(&mut &b"x"[..]).unwrap();
+        assert_eq!((incoming.was_full, incoming.unread()), (false, &b"x"[..]));
+
+        // The room of a packet is its own size at last, and what stood before it is used for it.
+        let (mut incoming, mut endless) = (Incoming::default(), Endless(Vec::new()));
+        let header = |length: u32| [&b"\0RES\0\0\0\x1c"[..], &length.to_be_bytes()].concat();
+        incoming.fill(&mut &[&[0; 1000], &header(20_000)[..]].concat()[..]).unwrap();
+        incoming.skip(1000);
+        for _ in 0..6 {
+            incoming.fill(&mut endless).unwrap();
+        }
+        assert_eq!(endless.0, [12, 2024, 2048, 4096, 8192, 3628]);
+        assert_eq!((incoming.unread().len(), incoming.buffer.len()), (20_012, 20_012));
+        incoming.skip(20_012);
+        incoming.fill(&mut endless).unwrap();
+        assert_eq!((incoming.buffer.len(), endless.0.last()), (SMALLEST_READ, Some(&SMALLEST_READ)));
+    }
+
+    #[test]
+    fn an_error_code_is_cut_and_printable() {
+        assert_eq!(error_code(b"QUEUE_ERROR\0Job queue is full"), "QUEUE_ERROR");
+        assert_eq!(error_code(b"a b\x1b[1m9"), "a?b??1m9");
+        assert_eq!(error_code(&[b'A'; 50]), "A".repeat(40));
+        assert_eq!(error_code(b""), "");
+    }
 }

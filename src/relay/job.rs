@@ -484,6 +484,8 @@ mod tests {
         let block = Arc::new(Block::new(Vec::with_capacity(100), Some(home.clone())));
         assert_eq!(format!("{block:?}"), "Block(0 bytes)");
         let jobs = [parts.in_block(Arc::clone(&block)), parts.in_block(block)];
+        let counts = |job: &Job| job.home().is_some_and(|home| format!("{home:?}").contains("lent"));
+        assert!(jobs.iter().all(counts), "what is made of its data may count there too");
         let [first, second] = jobs;
         drop(first);
         assert_eq!(*home.0.lock(), [("lent", 100)]);

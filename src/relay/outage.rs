@@ -131,7 +131,7 @@ impl Relay {
         }
         // At a release the session's end switches.
         let relaying = self.session.phase == Phase::Relaying;
-        if relaying && self.outage.probing && self.session.window.held() > 0 && self.settings.destinations > 1 {
+        if relaying && self.outage.probing && self.session.window.held() > 0 {
             // What is tried with is kept, but not at a destination that does not come back.
             if self.trouble_lasts_until().is_some_and(|at| at <= now) {
                 self.switch_destination(now);
@@ -578,5 +578,18 @@ mod tests {
             driver.lose(submitter, false);
         }
         assert_eq!(driver.relay.release_at(), None);
+    }
+
+    #[test]
+    fn a_forward_that_tries_with_one_job_and_has_none_leaves_its_source_before_it_switches() {
+        let mut driver = with_destinations(2);
+        driver.relay.outage.probing = true;
+        for submitter in [0, 1] {
+            driver.lose(submitter, false);
+        }
+        driver.until(seconds(30) - Duration::from_millis(1));
+        assert_eq!((driver.relay.session.phase, switches(&driver)), (Phase::Relaying, vec![]));
+        driver.until(seconds(30));
+        assert_eq!((driver.relay.session.phase, switches(&driver)), (Phase::Apart, vec![(1, true)]));
     }
 }

@@ -529,4 +529,41 @@ mod tests {
         driver.relay.set_spare(1);
         assert!(matches!(driver.next(Pump::Reader), Step::Read { .. }));
     }
+
+    #[test]
+    fn random_numbers_are_those_of_splitmix64() {
+        let mut relay = Relay::new(settings(true), Legacy::default());
+        let numbers = [relay.random(), relay.random(), relay.random()];
+        assert_eq!(numbers, [0x63cb_e1e4_5932_0dd7, 0x044c_3cd7_f43c_661c, 0xe698_4080_bab1_2a02]);
+    }
+
+    #[test]
+    fn what_was_delivered_is_told_in_sum() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.now = seconds(1);
+        driver.arrive(b"H:s:2");
+        driver.submit(0);
+        driver.now = seconds(3);
+        driver.told.clear();
+        let line = driver.relay.line_id(0);
+        driver.event(Event::Replies { line, replies: vec![Reply::Created(Vec::new()); 2] });
+        assert_eq!(driver.told, [Tell::Delivered { jobs: 2, bytes_in: 8, bytes_out: 8, waited: seconds(5) }]);
+        driver.told.clear();
+        driver.event(Event::Time);
+        assert_eq!(driver.told, [], "once");
+    }
+
+    #[test]
+    fn an_answer_that_takes_no_job_is_progress() {
+        let mut driver = Driver::new(settings(false));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.create(0, b"H:d:1");
+        driver.until(seconds(10));
+        driver.written(0);
+        driver.told.clear();
+        driver.reply(0, Reply::Echo);
+        assert_eq!(driver.told, [Tell::Progress]);
+    }
 }

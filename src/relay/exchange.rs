@@ -269,4 +269,51 @@ mod tests {
         driver.arrive(b"H:s:1");
         assert_eq!(driver.relay.timeouts_due(), Now::MAX);
     }
+
+    #[test]
+    fn only_the_job_whose_time_is_up_is_failed() {
+        let mut driver = with_timeout(40);
+        driver.arrive(b"H:s:1");
+        driver.now = seconds(1);
+        driver.arrive(b"H:s:2");
+        driver.now = seconds(40);
+        driver.event(Event::Time);
+        assert_eq!(timeouts(&driver), [b"H:s:1"]);
+        assert_eq!(driver.submit(0), [b"H:s:2"], "it waits as before");
+    }
+
+    #[test]
+    fn a_job_is_failed_when_its_third_connection_broke_or_its_result_was_too_large() {
+        let failed = |driver: &Driver| driver.told.iter().any(|tell| matches!(tell, Tell::Failed { .. }));
+        let mut driver = Driver::new(settings(false));
+        driver.arrive(b"H:s:1");
+        for last in [false, false, true] {
+            assert_eq!(driver.submit(0), [b"H:s:1"]);
+            driver.create(0, b"H:d:1");
+            driver.lose(0, true);
+            assert_eq!(failed(&driver), last);
+            driver.until(driver.now + seconds(15));
+            driver.connect(0);
+        }
+        assert!(has(&driver.source_output(), &request(kind::WORK_FAIL, &[b"H:s:1"])));
+
+        driver.told.clear();
+        driver.arrive(b"H:s:2");
+        driver.submit(0);
+        let line = driver.relay.line_id(0);
+        driver.event(Event::Lost(line, Loss { oversized: true, ..Loss::silent(seconds(1)) }));
+        assert!(failed(&driver), "another try would bring the same");
+    }
+
+    #[test]
+    fn a_destination_that_has_not_taken_the_job_does_not_run_it() {
+        let mut driver = Driver::new(settings(false));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        assert!(!driver.relay.lines[0].is_running());
+        driver.create(0, b"H:d:1");
+        assert!(driver.relay.lines[0].is_running());
+        driver.answer();
+        assert_eq!(driver.relay.due(), seconds(10), "then it is asked whether it is there");
+    }
 }

@@ -330,6 +330,30 @@ mod tests {
         assert!(!ledger.is_empty());
     }
 
+    #[test]
+    fn a_number_that_is_not_the_present_one_is_kept_until_its_job_comes_again() {
+        let mut ledger = Ledger::default();
+        ledger.connected(Some(400), false);
+        ledger.restarted(5);
+        ledger.note_epoch(1, 5);
+        ledger.note_epoch(2, 3);
+        assert_eq!((ledger.claim_epoch(1), ledger.claim_epoch(3)), (None, None));
+        assert_eq!((ledger.claim_epoch(2), ledger.claim_epoch(2)), (Some(3), None));
+        for key in 0..CAPACITY as u128 + 1 {
+            ledger.note_epoch(key, 3);
+        }
+        assert_eq!(ledger.earlier.len(), CAPACITY);
+    }
+
+    #[test]
+    fn ids_need_numbers_where_the_process_id_does_not_tell() {
+        let mut ledger = Ledger::default();
+        ledger.connected(Some(299), false);
+        assert!(ledger.needs_numbers());
+        ledger.connected(Some(300), false);
+        assert!(!ledger.needs_numbers());
+    }
+
     fn job(handle: &str) -> Job {
         Job::of(handle.as_bytes(), b"", b"")
     }

@@ -63,3 +63,55 @@ impl Relay {
         self.tell(Tell::Rejected { handle, reason, moved: true });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::driver::{Driver, seconds, settings};
+    use crate::relay::{Event, SourcePacket};
+
+    #[test]
+    fn jobs_that_are_too_old_are_dropped_and_clients_that_wait_told() {
+        for (asynchronous, kind) in [(true, kind::WORK_COMPLETE), (false, kind::WORK_FAIL)] {
+            let mut driver = Driver::new(settings(asynchronous));
+            for handle in [b"H:s:1", b"H:s:2"] {
+                driver.arrive(handle);
+            }
+            driver.source_output();
+            driver.told.clear();
+            for slot in std::mem::take(&mut driver.relay.waiting) {
+                driver.relay.expired(driver.now, slot);
+            }
+            driver.event(Event::Time);
+            assert_eq!(driver.told, [Tell::Expired { jobs: 2 }]);
+            let output = driver.source_output();
+            let mut expected = Vec::new();
+            for handle in [b"H:s:1", b"H:s:2"] {
+                match kind {
+                    kind::WORK_FAIL => put_request(&mut expected, kind, &[handle]),
+                    _ => put_request(&mut expected, kind, &[handle, BACKGROUND_ANSWER]),
+                }
+            }
+            assert!(output.starts_with(&expected), "{}", output.escape_ascii());
+            assert_eq!(driver.relay.held(), 0);
+        }
+    }
+
+    #[test]
+    fn each_acknowledgement_may_draw_an_error_and_some_more_may_come() {
+        let mut driver = Driver::new(settings(true));
+        for handle in [b"H:s:1", b"H:s:2"] {
+            driver.arrive(handle);
+        }
+        driver.submit(0);
+        driver.create(0, b"");
+        driver.create(0, b"");
+        driver.now = seconds(1);
+        for _ in 0..2 + super::super::STRAYS {
+            driver.source_sends(SourcePacket::Error(String::from("JOB_NOT_FOUND")));
+        }
+        assert!(driver.relay.session.is_on());
+        driver.source_sends(SourcePacket::Error(String::from("JOB_NOT_FOUND")));
+        assert!(!driver.relay.session.is_on());
+    }
+}

@@ -355,7 +355,6 @@ impl Relay {
         line.moved_at = now;
         line.alone = None;
         line.trouble_since = None;
-        line.backoff.reset();
         self.taken += 1;
         self.destination_works(now);
         if !self.settings.asynchronous {

@@ -422,7 +422,7 @@ impl Relay {
     pub(super) fn lines_due(&self, due: &mut Now) {
         let (answer, longest) = (self.settings.timing.answer, self.settings.timing.longest_answer);
         for line in self.lines.iter().filter(|line| line.is_up()) {
-            let overdue = line.flight.overdue_at(answer, longest);
+            let overdue = line.flight.overdue_at(answer, longest).filter(|_| line.reading);
             let probe = line.exchange.as_ref().and_then(Exchange::probe_at);
             *due = overdue.into_iter().chain(probe).fold(*due, Now::min);
         }

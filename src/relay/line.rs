@@ -494,3 +494,357 @@ impl Relay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::relay::driver::{Driver, seconds, settings};
+    use crate::relay::{Batch, Event, Legacy, Payload, Settings, Staged, Step, Timing};
+
+    fn retry(driver: &Driver) -> Duration {
+        let retry = driver.told.iter().rev().find_map(|tell| match tell {
+            &Tell::DestinationLost { retry, .. } => Some(retry),
+            _ => None,
+        });
+        retry.unwrap()
+    }
+
+    fn is_about(wait: Duration, millis: u64) -> bool {
+        (Duration::from_millis(millis * 3 / 4)..=Duration::from_millis(millis)).contains(&wait)
+    }
+
+    /// Stages a batch and takes the chunk, as a submitter does that has not written it yet.
+    fn begin_to_write(driver: &mut Driver, submitter: usize) -> (LineId, Chunk) {
+        let Step::Stage(Batch { line, number, jobs, .. }) = driver.next(Pump::Submitter(submitter)) else { panic!() };
+        let (mut chunk, mut outcomes) = (Chunk::default(), Vec::new());
+        for (job, _) in jobs {
+            let packet = chunk.submit(18, b"queue", b"id", Payload::Unchanged(job)).unwrap();
+            outcomes.push(Staged::Submitted { data: 4, packet });
+        }
+        driver.event(Event::Staged { line, number, outcomes, chunk });
+        let Step::Write(line, chunk) = driver.next(Pump::Submitter(submitter)) else { panic!() };
+        (line, chunk)
+    }
+
+    #[test]
+    fn a_source_is_connected_only_when_a_submitter_is_well() {
+        let mut relay = Relay::new(settings(true), Legacy::default());
+        assert!(!relay.lines[0].is_well() && matches!(relay.next(Now::ZERO, Pump::Reader), Step::Park));
+        let Step::Connect { line, .. } = relay.next(Now::ZERO, Pump::Submitter(0)) else { panic!() };
+        assert!(matches!(relay.next(Now::ZERO, Pump::Reader), Step::Park));
+        relay.event(Now::ZERO, Event::Connected(line));
+        assert_eq!(relay.actions().wake, [Pump::Reader]);
+        assert!(matches!(relay.next(Now::ZERO, Pump::Reader), Step::ConnectSource { .. }));
+    }
+
+    #[test]
+    fn what_an_earlier_connection_tells_is_ignored() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        let old = driver.relay.line_id(0);
+        driver.lose(0, false);
+        driver.until(seconds(1));
+        let Step::Connect { line, .. } = driver.next(Pump::Submitter(0)) else { panic!() };
+        assert_ne!(line, old);
+        driver.closed.clear();
+        driver.event(Event::Connected(old));
+        assert_eq!(driver.closed, [old]);
+        driver.event(Event::ConnectFailed(old, Loss::silent(seconds(1))));
+        assert_eq!(driver.relay.lines[0].state, LineState::Connecting);
+        driver.event(Event::Connected(line));
+        driver.event(Event::ConnectFailed(line, Loss::silent(seconds(1))));
+        driver.event(Event::Lost(old, Loss::silent(seconds(1))));
+        assert_eq!(driver.relay.lines[0].state, LineState::Up);
+        assert_eq!(driver.submit(0), [b"H:s:1"]);
+        let (moved, quiet) = (driver.relay.lines[0].moved_at, driver.relay.lines[0].flight.quiet_for(seconds(9)));
+        driver.now = seconds(2);
+        driver.event(Event::Replies { line: old, replies: vec![Reply::Created(Vec::new()), Reply::Echo] });
+        driver.event(Event::Progress(old));
+        driver.event(Event::Written { line: old, rest: None, failed: true });
+        assert_eq!(driver.relay.lines[0].flight.len(), 1);
+        assert_eq!(driver.relay.lines[0].moved_at, moved);
+        assert_eq!(driver.relay.lines[0].flight.quiet_for(seconds(9)), quiet);
+        assert_eq!(driver.closed, [old]);
+        driver.create(0, b"");
+        assert_eq!(driver.relay.held(), 0);
+    }
+
+    #[test]
+    fn where_nothing_is_held_and_no_destination_can_be_connected_each_is_tried_in_turn() {
+        let mut relay = Relay::new(Settings { destinations: 2, ..settings(true) }, Legacy::default());
+        for expected in [0, 1, 0, 1] {
+            let (now, submitter) = (seconds(expected as u64), 0);
+            relay.lines[0].state = LineState::Down { next_try: Now::ZERO };
+            let Step::Connect { line, destination } = relay.next(now, Pump::Submitter(submitter)) else { panic!() };
+            assert_eq!(destination, expected);
+            relay.event(now, Event::ConnectFailed(line, Loss::silent(seconds(1))));
+            let next = 1 - expected;
+            assert!(relay.actions().tell.contains(&Tell::Switched { destination: next, released: false }));
+        }
+
+        // Not while another submitter is connected, nor while the source is.
+        let mut driver = Driver::new(Settings { destinations: 2, ..settings(true) });
+        for submitter in [0, 1] {
+            driver.lose(submitter, false);
+            driver.until(driver.now + seconds(1));
+            driver.fail_to_connect(submitter);
+        }
+        assert_eq!(driver.relay.session.phase, Phase::Relaying);
+        assert_eq!(driver.relay.outage.destination, 0);
+        let generation = driver.relay.session.generation;
+        driver.until(driver.now + seconds(2));
+        driver.connect(0);
+        driver.event(Event::SourceLost { generation, loss: Loss::silent(seconds(1)) });
+        assert_eq!(driver.relay.session.phase, Phase::Apart);
+        driver.fail_to_connect(1);
+        assert_eq!(driver.relay.outage.destination, 0);
+    }
+
+    #[test]
+    fn trouble_that_one_submitter_has_alone_is_not_the_destinations() {
+        let mut driver = Driver::new(settings(true));
+        driver.told.clear();
+        driver.lose(0, false);
+        assert!(matches!(driver.told[..], [Tell::DestinationLost { alone: true, held: 0, release: None, .. }]));
+        driver.until(seconds(1));
+        driver.connect(0);
+        assert_eq!(driver.told.len(), 1, "{:?}", driver.told);
+        driver.lose(0, false);
+        driver.lose(1, false);
+        driver.until(seconds(5));
+        driver.connect(1);
+        assert!(
+            driver.told.contains(&Tell::DestinationBack { destination: 0, after: seconds(4) }),
+            "{:?}",
+            driver.told
+        );
+    }
+
+    #[test]
+    fn waits_are_short_again_after_a_connection_that_lasted_or_took_a_job() {
+        let longest = Timing::default().longest_backoff;
+        let moment = Duration::from_millis(1);
+        let nonsense = Loss::nonsense("nonsense");
+        for (lasted, takes, loss, expected) in [
+            (seconds(1), false, Loss::silent(seconds(1)), 1000),
+            (longest, false, Loss::silent(seconds(1)), 1000),
+            (longest + moment, false, Loss::silent(seconds(1)), 500),
+            (longest + moment, false, nonsense.clone(), 1000),
+            (seconds(1), true, Loss::silent(seconds(1)), 500),
+            (seconds(1), true, nonsense, 1000),
+        ] {
+            let mut driver = Driver::new(settings(true));
+            driver.lose(0, false);
+            assert!(is_about(retry(&driver), 500));
+            driver.until(seconds(1));
+            driver.connect(0);
+            if takes {
+                driver.arrive(b"H:s:1");
+                driver.submit(0);
+                driver.create(0, b"");
+            }
+            driver.now += lasted;
+            driver.event(Event::Lost(driver.relay.line_id(0), loss.clone()));
+            assert!(is_about(retry(&driver), expected), "{lasted:?} {takes} {loss:?}: {:?}", retry(&driver));
+        }
+    }
+
+    #[test]
+    fn the_loss_of_a_connection_under_a_trial_lets_another_submitter_try() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.reply(0, Reply::Refused(String::from(QUEUE_FULL)));
+        driver.until(seconds(3));
+        assert_eq!(driver.submit(0), [b"H:s:1"]);
+        assert!(driver.submit(1).is_empty(), "one at a time");
+        driver.lose(0, false);
+        assert_eq!(driver.submit(1), [b"H:s:1"]);
+    }
+
+    /// How often the jobs that were unconfirmed on a line were taken for the reason of its end, the suspects, and the waiting.
+    fn after(closed: &[bool]) -> (u8, usize, usize) {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.arrive(b"H:s:2");
+        for &closed in closed {
+            assert_eq!(driver.submit(0).len(), 2);
+            driver.lose(0, closed);
+            driver.until(driver.now + seconds(15));
+            driver.connect(0);
+        }
+        let breaks = driver.relay.jobs.iter().map(|held| held.breaks).max();
+        (breaks.unwrap(), driver.relay.suspects.len(), driver.relay.waiting.len())
+    }
+
+    #[test]
+    fn jobs_are_suspected_when_the_destination_closed_two_connections_on_them() {
+        assert_eq!(after(&[true]), (1, 0, 2));
+        assert_eq!(after(&[false, false]), (0, 0, 2));
+        assert_eq!(after(&[true, false]), (1, 0, 2));
+        assert_eq!(after(&[true, true]), (2, 2, 0));
+    }
+
+    #[test]
+    fn what_was_not_written_whole_is_not_why_the_destination_closed_the_connection() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        let (line, chunk) = begin_to_write(&mut driver, 0);
+        driver.event(Event::Lost(line, Loss { closed: true, ..Loss::silent(seconds(1)) }));
+        assert!(driver.relay.waiting.is_empty(), "the writer has not reported");
+        driver.event(Event::Written { line, rest: Some(chunk), failed: false });
+        let held = driver.relay.jobs.iter().next().unwrap();
+        assert_eq!((held.breaks, driver.relay.waiting.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_suspect_is_blamed_only_for_connections_closed_on_all_of_it() {
+        for (closed, whole, blamed) in [(true, true, true), (true, false, false), (false, true, false)] {
+            let mut driver = Driver::new(settings(true));
+            driver.arrive(b"H:s:1");
+            let slot = driver.relay.waiting.pop_front().unwrap();
+            driver.relay.suspects.push_back(slot);
+            let (line, chunk) = begin_to_write(&mut driver, 0);
+            driver.event(Event::Written { line, rest: (!whole).then_some(chunk), failed: false });
+            driver.event(Event::Lost(line, Loss { closed, ..Loss::silent(seconds(1)) }));
+            let held = driver.relay.jobs.get(slot).unwrap();
+            assert_eq!((held.blame.is_any(), held.breaks), (blamed, 0));
+            assert_eq!(driver.relay.suspects.len(), usize::from(blamed));
+        }
+    }
+
+    #[test]
+    fn a_switch_blames_nobody() {
+        let mut driver = Driver::new(Settings { destinations: 2, ..settings(true) });
+        driver.relay.outage.probing = true;
+        driver.arrive(b"H:s:1");
+        for submitter in [0, 1] {
+            driver.lose(submitter, false);
+        }
+        driver.until(seconds(1));
+        driver.connect(0);
+        let (line, _) = begin_to_write(&mut driver, 0);
+        driver.event(Event::Lost(line, Loss { closed: true, ..Loss::silent(seconds(1)) }));
+        driver.until(seconds(40));
+        assert_eq!((driver.relay.outage.destination, driver.relay.held()), (1, 1));
+        assert_eq!(driver.relay.jobs.iter().next().map(|held| held.breaks), Some(0));
+    }
+
+    #[test]
+    fn a_job_that_goes_back_unconfirmed_is_noted_with_what_its_next_submission_depends_on() {
+        let mut blame = super::super::quarantine::Blame::default();
+        blame.closed(5);
+        for (number, blame, noted) in [(0, Default::default(), false), (7, Default::default(), true), (0, blame, true)]
+        {
+            let mut driver = Driver::new(settings(true));
+            driver.relay.ledger.restarted(3);
+            driver.arrive(b"H:s:1");
+            let slot = driver.relay.waiting.pop_front().unwrap();
+            let held = driver.relay.jobs.get_mut(slot).unwrap();
+            (held.number, held.blame, held.epoch) = (number, blame, Some(2));
+            let key = held.job.identity().key;
+            driver.relay.forget(slot);
+            assert!(driver.relay.jobs.all().is_empty());
+            assert_eq!(driver.relay.ledger.claim(key), noted.then_some(Fate::Unconfirmed(number, blame)));
+            assert_eq!(driver.relay.ledger.claim_epoch(key), Some(2));
+        }
+    }
+
+    #[test]
+    fn replies_without_a_request_end_a_connection_at_once_or_where_results_may_cross_after_many() {
+        let mut driver = Driver::new(settings(true));
+        driver.reply(0, Reply::Echo);
+        assert_eq!(driver.closed.len(), 1);
+
+        let mut driver = Driver::new(settings(false));
+        for _ in 0..STRAYS {
+            driver.reply(0, Reply::Echo);
+        }
+        assert!(driver.closed.is_empty());
+        driver.reply(0, Reply::Echo);
+        assert_eq!(driver.closed.len(), 1);
+    }
+
+    #[test]
+    fn a_job_refused_alone_three_times_is_undeliverable() {
+        for asynchronous in [true, false] {
+            let mut driver = Driver::new(settings(asynchronous));
+            driver.arrive(b"H:s:1");
+            if asynchronous {
+                driver.submit(0);
+                driver.reply(0, Reply::Refused(String::from("OTHER")));
+                assert_eq!((driver.relay.suspects.len(), driver.relay.waiting.len()), (1, 0), "beside others, maybe");
+            }
+            driver.told.clear();
+            for last in [false, false, true] {
+                assert_eq!(driver.submit(0), [b"H:s:1"]);
+                driver.reply(0, Reply::Refused(String::from("OTHER")));
+                let reason = Reason::Refused(String::from("OTHER"));
+                let told = Tell::Rejected { handle: b"H:s:1".to_vec(), reason, moved: false };
+                assert_eq!(driver.told.contains(&told), last);
+            }
+            assert_eq!(driver.relay.held(), 0);
+        }
+    }
+
+    #[test]
+    fn a_reply_is_overdue_only_while_it_is_read() {
+        let mut driver = Driver::new(settings(true));
+        driver.answer();
+        driver.now = seconds(1);
+        driver.arrive(b"H:s:1");
+        driver.answer();
+        driver.submit(0);
+        assert_eq!(driver.relay.due(), seconds(16));
+        driver.event(Event::HeldUp(Pump::Confirmer(0)));
+        driver.until(seconds(20));
+        assert!(driver.closed.is_empty());
+        driver.next(Pump::Confirmer(0));
+        driver.until(seconds(35) - Duration::from_millis(1));
+        assert!(driver.closed.is_empty());
+        driver.until(seconds(35));
+        assert_eq!(driver.closed, [LineId { submitter: 0, generation: 1 }]);
+        assert!(driver.relay.lines[1].is_up());
+    }
+
+    #[test]
+    fn a_client_that_left_closes_the_connections_that_still_owe_its_result() {
+        for taken in [false, true] {
+            let mut driver = Driver::new(settings(false));
+            driver.arrive(b"H:s:1");
+            driver.submit(0);
+            if taken {
+                driver.create(0, b"H:d:1");
+            }
+            let generation = driver.relay.session.generation;
+            driver.event(Event::SourceLost { generation, loss: Loss::silent(seconds(1)) });
+            assert_eq!(driver.closed, [LineId { submitter: 0, generation: 1 }]);
+            assert_eq!(driver.relay.session.phase, Phase::Apart);
+        }
+    }
+
+    #[test]
+    fn at_a_stop_a_destination_is_connected_only_for_jobs_that_wait() {
+        for waits in [true, false] {
+            let mut driver = Driver::new(settings(true));
+            driver.answer();
+            driver.arrive(b"H:s:1");
+            if !waits {
+                driver.submit(1);
+            }
+            driver.lose(0, false);
+            driver.event(Event::Stop);
+            driver.now = seconds(1);
+            assert_eq!(matches!(driver.next(Pump::Submitter(0)), Step::Connect { .. }), waits);
+        }
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.lose(0, false);
+        driver.event(Event::Stop);
+        driver.relay.leave(driver.now);
+        driver.now = seconds(1);
+        assert!(matches!(driver.next(Pump::Submitter(0)), Step::Park), "they go back");
+    }
+}

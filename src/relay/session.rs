@@ -487,8 +487,8 @@ impl Relay {
     /// When a stop leaves the source, and when it ends, whatever is left.
     fn stop_moments(&self) -> Option<(Now, Now)> {
         let Timing { stop, idle_stop, farewell, .. } = self.settings.timing;
-        // Rejects in hand whose source is gone were given back.
-        let clean = self.session.is_clean() && (self.rejects.is_empty() || !self.session.is_on());
+        // Rejects are held, but for those in hand whose source is gone: these were given back.
+        let clean = self.session.is_clean();
         let (leave, end) = if clean { (idle_stop / 2, idle_stop) } else { (stop.saturating_sub(farewell), stop) };
         self.stopping.map(|stopped| (stopped + leave, stopped + end))
     }

@@ -214,10 +214,8 @@ impl Relay {
         if alive && !gone {
             self.lines[id.submitter].outbox.push(chunk);
         }
-        if self.abandoned > 0 {
-            // Nothing else may happen before the stop's last moment.
-            self.source_at(now);
-        }
+        // Where stages were given up, nothing else may happen before the stop's last moment.
+        self.source_at(now);
         self.ask(now);
     }
 }

@@ -566,4 +566,100 @@ mod tests {
         driver.reply(0, Reply::Echo);
         assert_eq!(driver.told, [Tell::Progress]);
     }
+
+    /// All pumps are parked, but for a reader that reads.
+    fn park(driver: &mut Driver) {
+        for submitter in 0..driver.relay.lines.len() {
+            assert!(driver.submit(submitter).is_empty());
+        }
+        assert!(matches!(driver.next(Pump::Rejecter), Step::Park));
+        driver.woken.clear();
+    }
+
+    #[test]
+    fn one_submitter_is_woken_for_all_jobs_or_one_for_each_synchronous_one() {
+        for (asynchronous, jobs, woken) in [(true, 1, 1), (true, 2, 1), (false, 1, 1), (false, 2, 2)] {
+            let mut driver = Driver::new(Settings { workers: 3, prefetch: 4, ..settings(asynchronous) });
+            park(&mut driver);
+            let generation = driver.relay.session.generation;
+            let packets = (0..jobs).map(|_| SourcePacket::Job(Job::of(b"H:s:1", b"", b""))).collect();
+            driver.event(Event::SourcePackets { generation, packets });
+            let submitters: Vec<Pump> = (0..woken).map(Pump::Submitter).collect();
+            assert_eq!(driver.woken, submitters, "{jobs} jobs");
+            if jobs == woken {
+                driver.event(Event::Time);
+                assert_eq!(driver.woken, submitters, "one that was woken will take it");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_written_to_the_source_wakes_one_that_is_parked() {
+        let mut driver = Driver::new(settings(true));
+        park(&mut driver);
+        driver.event(Event::AskSource);
+        assert_eq!(driver.woken, [Pump::Submitter(0)]);
+        park(&mut driver);
+        driver.relay.lines[0].parked = false;
+        driver.event(Event::AskSource);
+        assert_eq!(driver.woken, [Pump::Submitter(1)]);
+        park(&mut driver);
+        driver.relay.lines[0].parked = false;
+        driver.relay.lines[1].parked = false;
+        driver.event(Event::AskSource);
+        assert_eq!(driver.woken, [Pump::Rejecter]);
+    }
+
+    #[test]
+    fn the_first_submitter_is_woken_to_ask_for_the_count_of_a_full_queue() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.reply(0, Reply::Refused(String::from("QUEUE_ERROR")));
+        assert!(matches!(driver.next(Pump::Submitter(0)), Step::Count { .. }));
+        driver.event(Event::Counted(None));
+        driver.relay.outage.full.as_mut().unwrap().next_try = seconds(100);
+        park(&mut driver);
+        driver.now = seconds(5);
+        driver.event(Event::Time);
+        assert_eq!(driver.woken, [Pump::Submitter(0)]);
+    }
+
+    #[test]
+    fn a_reader_that_is_patient_is_not_woken() {
+        let mut driver = Driver::new(settings(true));
+        driver.answer();
+        let step = (0..20).find_map(|_| {
+            driver.source_sends(SourcePacket::Noop);
+            driver.answer();
+            match driver.next(Pump::Reader) {
+                Step::Pause(patience) => Some(patience),
+                _ => None,
+            }
+        });
+        assert!(step.is_some() && driver.relay.reader_parked);
+        driver.woken.clear();
+        driver.event(Event::Time);
+        assert!(!driver.woken.contains(&Pump::Reader));
+    }
+
+    #[test]
+    fn only_a_reader_that_has_no_room_looks_again_soon() {
+        let mut relay = Relay::new(settings(true), Legacy::default());
+        for pump in [Pump::Submitter(0), Pump::Submitter(1)] {
+            assert!(matches!(relay.next(Now::ZERO, pump), Step::Connect { .. }));
+        }
+        assert!(matches!(relay.next(Now::ZERO, Pump::Reader), Step::Park));
+        assert_eq!(relay.due(), Now::MAX);
+
+        let mut driver = Driver::new(settings(true));
+        driver.answer();
+        driver.event(Event::HeldUp(Pump::Reader));
+        assert!(driver.relay.due() > ROOM_LOOK, "it waits elsewhere");
+        driver.lose(0, false);
+        driver.now = seconds(1);
+        driver.relay.lines[0].state = line::LineState::Down { next_try: seconds(1) };
+        driver.event(Event::Time);
+        assert!(driver.relay.due() > seconds(1), "what is due now is not due again");
+    }
 }

@@ -31,6 +31,8 @@ pub struct Driver {
     pub now: Now,
     pub told: Vec<Tell>,
     pub closed: Vec<LineId>,
+    /// Pumps that were woken.
+    pub woken: Vec<Pump>,
     source: Vec<u8>,
     /// Requests that the source has not answered.
     owed: Vec<u32>,
@@ -46,6 +48,7 @@ impl Driver {
             now: Now::ZERO,
             told: Vec::new(),
             closed: Vec::new(),
+            woken: Vec::new(),
             source: Vec::new(),
             owed: Vec::new(),
         };
@@ -75,6 +78,7 @@ impl Driver {
         let actions = self.relay.actions();
         self.told.extend(actions.tell);
         self.closed.extend(actions.close);
+        self.woken.extend(actions.wake);
     }
 
     /// Lets time pass until then, stepping as often as the relay asks for.
@@ -121,12 +125,17 @@ impl Driver {
     pub fn answer(&mut self) {
         self.next(Pump::Rejecter);
         while !self.owed.is_empty() {
-            let packet = match self.owed.remove(0) {
-                kind::ECHO_REQ => SourcePacket::Echo,
-                _ => SourcePacket::NoJob,
-            };
-            self.source_sends(packet);
+            self.answer_one();
         }
+    }
+
+    /// The source answers the oldest request.
+    pub fn answer_one(&mut self) {
+        let packet = match self.owed.remove(0) {
+            kind::ECHO_REQ => SourcePacket::Echo,
+            _ => SourcePacket::NoJob,
+        };
+        self.source_sends(packet);
     }
 
     /// A job comes from the source.
@@ -140,6 +149,17 @@ impl Driver {
         }
         assert_eq!(self.owed.remove(0), kind::GRAB_JOB_UNIQ);
         self.source_sends(SourcePacket::Job(Job::of(handle, b"", data)));
+    }
+
+    /// Time passes, and the source answers nothing.
+    pub fn wait_until(&mut self, then: Now) {
+        self.now = then;
+        self.event(Event::Time);
+    }
+
+    pub fn lose_source(&mut self, loss: Loss) {
+        let generation = self.relay.session.generation;
+        self.event(Event::SourceLost { generation, loss });
     }
 
     /// What the source was asked and has not answered.

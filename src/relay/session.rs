@@ -578,3 +578,457 @@ impl Relay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::driver::{Driver, seconds, settings};
+    use crate::relay::{Event, Pump, Settings, Staged, Step};
+
+    const MOMENT: Duration = Duration::from_millis(1);
+
+    fn silent() -> Loss {
+        Loss::silent(seconds(1))
+    }
+
+    fn request(kind: u32, arguments: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_request(&mut bytes, kind, arguments);
+        bytes
+    }
+
+    fn has(output: &[u8], kind: u32) -> bool {
+        let header = request(kind, &[]);
+        output.windows(8).any(|window| window == &header[..8])
+    }
+
+    fn retry(driver: &Driver) -> Duration {
+        let retry = driver.told.iter().rev().find_map(|tell| match tell {
+            &Tell::SourceLost { retry, .. } => Some(retry),
+            _ => None,
+        });
+        retry.unwrap()
+    }
+
+    fn is_about(wait: Duration, millis: u64) -> bool {
+        (Duration::from_millis(millis * 3 / 4)..=Duration::from_millis(millis)).contains(&wait)
+    }
+
+    fn is_lost(driver: &Driver) -> bool {
+        driver.told.iter().any(|tell| matches!(tell, Tell::SourceLost { .. }))
+    }
+
+    #[test]
+    fn a_source_that_owes_an_answer_for_15_seconds_is_lost() {
+        let mut driver = Driver::new(settings(true));
+        assert!(!driver.owed().is_empty());
+        assert_eq!(driver.relay.due(), seconds(15));
+        driver.wait_until(seconds(10));
+        driver.event(Event::AskSource);
+        assert_eq!(driver.relay.due(), seconds(15), "another request changes nothing");
+        driver.wait_until(seconds(15) - MOMENT);
+        assert!(!is_lost(&driver));
+        driver.wait_until(seconds(15));
+        assert!(is_lost(&driver) && is_about(retry(&driver), 500));
+        assert_eq!(driver.relay.session.phase, Phase::Apart);
+        assert!(!driver.told.contains(&Tell::GivenBack { jobs: 0 }));
+        let retry = seconds(15) + retry(&driver);
+        assert_eq!(driver.relay.due(), retry);
+        driver.now = retry - MOMENT;
+        assert!(matches!(driver.next(Pump::Reader), Step::Park));
+        driver.now = retry;
+        driver.relay.now = retry;
+        assert!(driver.relay.due() > retry, "a moment that has passed is not due again");
+        driver.connect_source();
+    }
+
+    #[test]
+    fn the_time_for_an_answer_begins_with_the_first_request_that_owes_it() {
+        let mut driver = Driver::new(settings(true));
+        driver.answer();
+        driver.wait_until(seconds(20));
+        driver.event(Event::AskSource);
+        driver.next(Pump::Rejecter);
+        assert_eq!(driver.owed(), [kind::ECHO_REQ]);
+        driver.wait_until(seconds(35) - MOMENT);
+        assert!(!is_lost(&driver));
+        driver.wait_until(seconds(35));
+        assert!(is_lost(&driver));
+        driver.source_output();
+        driver.event(Event::AskSource);
+        assert!(driver.relay.session.out.is_empty(), "there is no source to ask");
+    }
+
+    #[test]
+    fn an_idle_source_is_probed_every_30_seconds_since_the_last_grab() {
+        let mut driver = Driver::new(settings(true));
+        driver.answer();
+        driver.until(seconds(20));
+        assert_eq!(driver.relay.due(), seconds(30));
+        driver.source_output();
+        driver.until(seconds(30) - MOMENT);
+        assert_eq!(driver.source_output(), b"");
+        driver.until(seconds(30));
+        assert_eq!(driver.source_output(), [request(kind::GRAB_JOB_UNIQ, &[]), request(kind::PRE_SLEEP, &[])].concat());
+        driver.until(seconds(45));
+        driver.source_sends(SourcePacket::Noop);
+        driver.answer();
+        assert!(has(&driver.source_output(), kind::GRAB_JOB_UNIQ));
+        driver.until(seconds(75) - MOMENT);
+        assert_eq!(driver.source_output(), b"");
+        // Nobody could submit a job: then it only has to answer.
+        driver.lose(0, false);
+        driver.lose(1, false);
+        driver.until(seconds(75));
+        assert_eq!(driver.source_output(), request(kind::ECHO_REQ, &[b"?"]));
+    }
+
+    #[test]
+    fn an_acknowledgement_without_a_later_answer_is_asked_about_after_a_second() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.create(0, b"");
+        driver.wait_until(seconds(1));
+        assert!(!has(&driver.source_output(), kind::ECHO_REQ), "grabs are still to be answered");
+        driver.answer();
+        driver.arrive(b"H:s:2");
+        driver.answer();
+        driver.submit(0);
+        driver.wait_until(seconds(2));
+        driver.create(0, b"");
+        driver.source_output();
+        assert_eq!(driver.relay.session.unproven.len(), 1);
+        assert_eq!(driver.relay.due(), seconds(3));
+        driver.wait_until(seconds(3) - MOMENT);
+        assert_eq!(driver.source_output(), b"");
+        driver.wait_until(seconds(3));
+        assert_eq!(driver.source_output(), request(kind::ECHO_REQ, &[b"?"]));
+        assert_eq!(driver.relay.session.unproven.len(), 1);
+        driver.answer();
+        assert!(driver.relay.session.unproven.is_empty());
+    }
+
+    #[test]
+    fn while_much_is_to_be_written_to_the_source_no_results_are_read() {
+        let mut driver = Driver::new(settings(false));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.create(0, b"H:d:1");
+        driver.source_output();
+        let rest = vec![0; super::super::MAX_OUTPUT];
+        let work = super::super::Reply::Work { kind: kind::WORK_DATA, handle: b"H:d:1".to_vec(), rest };
+        driver.event(Event::Replies { line: driver.relay.line_id(0), replies: vec![work] });
+        let Step::WriteSource { generation, bytes } = driver.relay.next(driver.now, Pump::Submitter(1)) else {
+            panic!()
+        };
+        assert_eq!(driver.relay.session.output(), bytes.len());
+        assert!(matches!(driver.relay.next(driver.now, Pump::Confirmer(0)), Step::Park));
+        driver.woken.clear();
+        driver.event(Event::Time);
+        assert!(!driver.woken.contains(&Pump::Confirmer(0)));
+        driver.event(Event::AskSource);
+        assert!(driver.relay.session.output() > bytes.len());
+        assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::Park), "one thread writes at a time");
+        driver.event(Event::SourceWritten {
+            generation: generation.wrapping_sub(1),
+            buffer: Vec::new(),
+            failed: false,
+        });
+        assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::Park), "that was another connection");
+        driver.woken.clear();
+        driver.event(Event::SourceWritten { generation, buffer: bytes, failed: false });
+        assert_eq!(driver.woken, [Pump::Confirmer(0), Pump::Submitter(0)]);
+        assert!(driver.relay.session.spare.is_empty() && driver.relay.session.spare.capacity() <= LARGEST_BUFFER);
+        assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::WriteSource { .. }));
+    }
+
+    #[test]
+    fn a_write_to_the_source_that_does_not_move_for_15_seconds_ends_the_connection() {
+        for progress in [false, true] {
+            let mut driver = Driver::new(settings(true));
+            driver.answer();
+            let generation = driver.relay.session.generation;
+            driver.event(Event::SourceProgress { generation });
+            driver.wait_until(seconds(1));
+            assert!(driver.submit(0).is_empty() && driver.submit(1).is_empty(), "parked");
+            driver.woken.clear();
+            driver.event(Event::AskSource);
+            assert_eq!(driver.woken, [Pump::Submitter(0)]);
+            assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::WriteSource { .. }));
+            // What is owed is one thing, a write that is stuck another.
+            driver.relay.session.answers = driver.relay.session.requests;
+            let mut lost = seconds(16);
+            if progress {
+                driver.now = seconds(10);
+                driver.event(Event::SourceProgress { generation });
+                lost = seconds(25);
+            }
+            driver.now = seconds(12);
+            driver.event(Event::SourceProgress { generation: generation.wrapping_sub(1) });
+            assert_eq!(driver.relay.due(), lost);
+            driver.wait_until(lost - MOMENT);
+            assert!(!is_lost(&driver));
+            driver.wait_until(lost);
+            assert!(is_lost(&driver));
+        }
+    }
+
+    #[test]
+    fn after_a_write_that_failed_nothing_is_written_and_the_reader_finds_the_end() {
+        let mut driver = Driver::new(settings(true));
+        let generation = driver.relay.session.generation;
+        driver.event(Event::AskSource);
+        assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::WriteSource { .. }));
+        driver.relay.event(driver.now, Event::SourceWritten { generation, buffer: Vec::new(), failed: true });
+        assert_eq!(driver.relay.actions().close_source, Some(generation));
+        driver.event(Event::AskSource);
+        assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::Park));
+    }
+
+    #[test]
+    fn what_an_earlier_source_connection_tells_is_ignored() {
+        let mut driver = Driver::new(settings(true));
+        let generation = driver.relay.session.generation;
+        driver.told.clear();
+        driver.event(Event::SourceFailed { generation, loss: silent() });
+        driver.event(Event::SourceLost { generation: generation - 1, loss: silent() });
+        driver.event(Event::SourcePackets {
+            generation: generation - 1,
+            packets: (0..50).map(|_| SourcePacket::Echo).collect(),
+        });
+        driver.event(Event::SourceConnected { generation, process_id: None, same: false });
+        assert_eq!((driver.told.len(), driver.relay.session.phase), (0, Phase::Relaying));
+
+        driver.lose_source(silent());
+        driver.now = seconds(1);
+        let Step::ConnectSource { generation } = driver.next(Pump::Reader) else { panic!() };
+        driver.told.clear();
+        driver.event(Event::SourceFailed { generation: generation - 1, loss: silent() });
+        assert_eq!((driver.told.len(), driver.relay.session.phase), (0, Phase::Connecting));
+        driver
+            .relay
+            .event(driver.now, Event::SourceConnected { generation: generation - 1, process_id: None, same: false });
+        assert_eq!(driver.relay.actions().close_source, Some(generation - 1));
+        assert_ne!(driver.relay.session.phase, Phase::Relaying);
+    }
+
+    #[test]
+    fn waits_are_short_again_after_a_connection_that_lasted_or_brought_a_job() {
+        let longest = Timing::default().longest_backoff;
+        let nonsense = Loss::nonsense("nonsense");
+        for (lasted, brought, loss, expected) in [
+            (seconds(1), false, silent(), 1000),
+            (longest, false, silent(), 1000),
+            (longest + MOMENT, false, silent(), 500),
+            (longest + MOMENT, false, nonsense.clone(), 1000),
+            (seconds(1), true, silent(), 500),
+            (seconds(1), true, nonsense, 1000),
+        ] {
+            let mut driver = Driver::new(settings(true));
+            driver.lose_source(silent());
+            assert!(is_about(retry(&driver), 500));
+            driver.wait_until(seconds(1));
+            driver.connect_source();
+            if brought {
+                driver.arrive(b"H:s:1");
+                driver.submit(0);
+                driver.create(0, b"");
+            }
+            driver.now += lasted;
+            driver.lose_source(loss.clone());
+            assert!(is_about(retry(&driver), expected), "{lasted:?} {brought} {loss:?}: {:?}", retry(&driver));
+        }
+    }
+
+    #[test]
+    fn what_destinations_owe_is_waited_for_ten_seconds_when_the_source_is_gone() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.wait_until(seconds(1));
+        driver.lose_source(silent());
+        assert_eq!(driver.relay.session.phase, Phase::Settling { until: seconds(11) });
+        assert_eq!(driver.relay.due(), seconds(11));
+        driver.wait_until(seconds(11) - MOMENT);
+        assert!(matches!(driver.relay.session.phase, Phase::Settling { .. }));
+        driver.wait_until(seconds(11));
+        assert_eq!(driver.relay.session.phase, Phase::Apart);
+        assert_eq!(driver.closed, [super::super::LineId { submitter: 0, generation: 1 }]);
+    }
+
+    #[test]
+    fn trouble_is_not_over_because_a_source_has_no_job() {
+        let mut driver = Driver::new(settings(true));
+        for submitter in [0, 1] {
+            driver.lose(submitter, false);
+        }
+        driver.told.clear();
+        driver.answer();
+        assert_eq!(driver.told, []);
+    }
+
+    #[test]
+    fn a_job_that_is_too_large_is_failed_and_one_that_was_not_asked_for_ends_the_connection() {
+        let mut driver = Driver::new(settings(true));
+        let large = || SourcePacket::TooLarge { handle: b"H:s:1".to_vec(), size: 99 };
+        let (answers, errors) = (driver.owed().len(), 1 + STRAYS);
+        driver.told.clear();
+        driver.source_output();
+        driver.source_sends(large());
+        let told = Tell::Rejected { handle: b"H:s:1".to_vec(), reason: Reason::TooLarge { size: 99 }, moved: false };
+        assert_eq!((&driver.told[..], driver.relay.held()), (&[told][..], 0));
+        assert!(driver.source_output().starts_with(&request(kind::WORK_FAIL, &[b"H:s:1"])));
+        for _ in 0..errors {
+            driver.source_sends(SourcePacket::Error(String::new()));
+        }
+        assert!(driver.relay.session.is_on());
+        driver.source_sends(SourcePacket::Error(String::new()));
+        assert!(!driver.relay.session.is_on(), "each WORK_FAIL may draw one error");
+
+        let mut driver = Driver::new(settings(true));
+        driver.answer();
+        driver.source_sends(large());
+        assert!(is_lost(&driver));
+
+        let mut driver = Driver::new(settings(true));
+        driver.relay.leave(driver.now);
+        driver.told.clear();
+        for _ in 0..answers {
+            driver.source_sends(large());
+        }
+        assert_eq!((driver.told.len(), driver.relay.session.completions), (0, 0), "it goes back with the close");
+        assert_eq!(driver.relay.ceiling(), 0);
+        assert!(driver.relay.session.is_on());
+    }
+
+    #[test]
+    fn a_source_is_not_to_blame_while_its_reader_waits_for_memory() {
+        let mut driver = Driver::new(settings(true));
+        driver.event(Event::HeldUp(Pump::Reader));
+        driver.wait_until(seconds(20));
+        assert!(!is_lost(&driver));
+        driver.next(Pump::Reader);
+        driver.wait_until(seconds(35) - MOMENT);
+        assert!(!is_lost(&driver));
+        driver.wait_until(seconds(35));
+        assert!(is_lost(&driver));
+    }
+
+    fn phase(driver: &Driver) -> Phase {
+        driver.relay.session.phase
+    }
+
+    #[test]
+    fn a_stop_with_nothing_held_waits_half_a_second_for_grabs_and_another_half_for_the_last_answer() {
+        let mut driver = Driver::new(settings(true));
+        driver.source_output();
+        driver.event(Event::Stop);
+        assert_eq!((phase(&driver), driver.relay.due()), (Phase::Relaying, Duration::from_millis(500)));
+        driver.wait_until(Duration::from_millis(499));
+        assert_eq!(phase(&driver), Phase::Relaying);
+        driver.wait_until(Duration::from_millis(500));
+        assert!(matches!(phase(&driver), Phase::Leaving { .. }));
+        assert!(driver.relay.due() <= seconds(1));
+        driver.wait_until(Duration::from_millis(999));
+        assert!(matches!(phase(&driver), Phase::Leaving { .. }));
+        driver.wait_until(seconds(1));
+        assert_eq!(phase(&driver), Phase::Ended);
+        assert!(driver.told.contains(&Tell::Stopped { left: 0 }));
+
+        // Where all is answered it ends at once.
+        let mut driver = Driver::new(settings(true));
+        driver.event(Event::Stop);
+        driver.source_output();
+        while driver.owed().len() > 0 {
+            assert_ne!(phase(&driver), Phase::Ended);
+            let echo = driver.owed()[0] == kind::ECHO_REQ;
+            driver.answer_one();
+            assert_eq!(phase(&driver) == Phase::Ended, echo);
+        }
+        assert!(!has(&driver.source_output(), kind::PRE_SLEEP), "nothing is asked for any more");
+    }
+
+    #[test]
+    fn a_stop_waits_for_what_is_held_up_to_eight_seconds() {
+        let mut driver = Driver::new(settings(true));
+        for handle in [b"H:s:1", b"H:s:2", b"H:s:3"] {
+            driver.arrive(handle);
+        }
+        driver.answer();
+        driver.submit(0);
+        driver.create(0, b"");
+        driver.source_output();
+        driver.event(Event::Stop);
+        driver.wait_until(seconds(8) - MOMENT);
+        assert_eq!(phase(&driver), Phase::Relaying);
+        assert!(!has(&driver.source_output(), kind::ECHO_REQ), "asked once, with the leave");
+        assert!(driver.relay.due() <= seconds(8));
+        driver.wait_until(seconds(8));
+        assert_eq!(phase(&driver), Phase::Leaving { until: seconds(10), latest: seconds(18) });
+        assert!(has(&driver.source_output(), kind::ECHO_REQ));
+        driver.wait_until(seconds(10) - MOMENT);
+        assert!(matches!(phase(&driver), Phase::Leaving { .. }));
+        driver.wait_until(seconds(10));
+        assert!(driver.told.contains(&Tell::GivenBack { jobs: 2 }));
+        assert_eq!(phase(&driver), Phase::Ended);
+        assert!(driver.told.contains(&Tell::Stopped { left: 2 }));
+    }
+
+    #[test]
+    fn a_stop_asks_whether_the_last_acknowledgement_was_heard_for_two_seconds() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.answer();
+        driver.submit(0);
+        driver.create(0, b"");
+        driver.event(Event::Stop);
+        assert!(matches!(phase(&driver), Phase::Leaving { .. }));
+        driver.wait_until(seconds(2) - MOMENT);
+        assert!(matches!(phase(&driver), Phase::Leaving { .. }));
+        assert_eq!(driver.relay.due(), seconds(2));
+        driver.wait_until(seconds(2));
+        assert_eq!(phase(&driver), Phase::Ended);
+    }
+
+    #[test]
+    fn a_stop_leaves_at_once_where_only_given_up_stages_are_held() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.answer();
+        let Step::Stage(batch) = driver.next(Pump::Submitter(0)) else { panic!() };
+        driver.event(Event::Stop);
+        assert_eq!(phase(&driver), Phase::Relaying);
+        let (line, number, chunk) = (batch.line, batch.number, Default::default());
+        driver.event(Event::Staged { line, number, outcomes: vec![Staged::Abandoned], chunk });
+        assert!(matches!(phase(&driver), Phase::Leaving { .. }));
+        driver.answer();
+        assert!(driver.told.contains(&Tell::Stopped { left: 1 }));
+    }
+
+    #[test]
+    fn a_stop_while_the_source_is_connected_or_gone_takes_a_second_at_most() {
+        let mut driver = Driver::new(settings(true));
+        driver.lose_source(silent());
+        driver.now = seconds(1);
+        let Step::ConnectSource { generation } = driver.next(Pump::Reader) else { panic!() };
+        driver.relay.event(driver.now, Event::Stop);
+        let actions = driver.relay.actions();
+        assert_eq!((actions.close_source, actions.ended, phase(&driver)), (Some(generation), true, Phase::Ended));
+
+        // The reject queue hangs.
+        let mut driver = Driver::new(Settings { reject_queue: true, ..settings(true) });
+        driver.arrive(b"H:s:1");
+        let slot = driver.relay.waiting.pop_front().unwrap();
+        driver.relay.undeliverable(driver.now, slot, Reason::Poison);
+        assert!(matches!(driver.next(Pump::Rejecter), Step::Reject(_)));
+        driver.lose_source(silent());
+        driver.wait_until(seconds(1));
+        driver.event(Event::Stop);
+        driver.wait_until(seconds(2) - MOMENT);
+        assert!(matches!(phase(&driver), Phase::Settling { .. }));
+        assert!(driver.relay.due() <= seconds(2));
+        driver.wait_until(seconds(2));
+        assert_eq!(phase(&driver), Phase::Ended);
+    }
+}

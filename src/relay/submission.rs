@@ -219,3 +219,255 @@ impl Relay {
         self.ask(now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::relay::driver::{Driver, seconds, settings};
+    use crate::relay::{Event, Legacy, Loss, Pump, Relay, Reply, Settings, Step};
+
+    /// A forward with these jobs.
+    fn with_jobs(settings: Settings, count: usize) -> Driver {
+        let mut driver = Driver::new(settings);
+        for number in 1..=count {
+            driver.arrive(handle(number).as_bytes());
+        }
+        driver
+    }
+
+    fn handle(number: usize) -> String {
+        format!("H:s:{number}")
+    }
+
+    fn numbers(handles: Vec<Vec<u8>>) -> Vec<usize> {
+        handles.iter().map(|handle| String::from_utf8_lossy(&handle[4..]).parse().unwrap()).collect()
+    }
+
+    /// The first waiting job becomes a suspect.
+    fn suspect(driver: &mut Driver) -> u32 {
+        let slot = driver.relay.waiting.pop_front().unwrap();
+        driver.relay.suspects.push_back(slot);
+        slot
+    }
+
+    #[test]
+    fn a_submitter_that_is_busy_takes_nothing() {
+        let mut driver = with_jobs(settings(true), 2);
+        assert!(driver.relay.can_take(0, driver.now));
+        driver.relay.lines[0].outbox.push(Chunk::of(b"bytes".to_vec()));
+        assert!(!driver.relay.can_take(0, driver.now), "something is to be written");
+        let chunk = driver.relay.lines[0].outbox.take();
+        assert!(!driver.relay.can_take(0, driver.now), "a thread writes");
+        driver.relay.lines[0].outbox.written(None);
+        drop(chunk);
+        assert!(driver.relay.can_take(0, driver.now));
+        let Step::Stage(batch) = driver.next(Pump::Submitter(0)) else { panic!() };
+        driver.arrive(b"H:s:3");
+        assert!(!driver.relay.can_take(0, driver.now), "stages run");
+        assert!(driver.relay.can_take(1, driver.now));
+        let outcomes = vec![Staged::Interrupted, Staged::Interrupted];
+        driver.event(Event::Staged { line: batch.line, number: batch.number, outcomes, chunk: Chunk::default() });
+        assert!(driver.relay.can_take(0, driver.now));
+        suspect(&mut driver);
+        assert_eq!(numbers(driver.submit(0)), [1]);
+        assert!(!driver.relay.can_take(0, driver.now), "a suspect is on it alone");
+        driver.lose(1, false);
+        assert!(!driver.relay.can_take(1, driver.now), "it is not connected");
+        driver.create(0, b"");
+        assert!(driver.relay.can_take(0, driver.now));
+        driver.relay.leave(driver.now);
+        assert!(!driver.relay.can_take(0, driver.now), "they go back");
+    }
+
+    #[test]
+    fn at_a_stop_only_what_can_be_confirmed_in_five_seconds_is_submitted() {
+        // Twenty bytes took a second.
+        let mut driver = with_jobs(settings(true), 1);
+        driver.submit(0);
+        let bytes = driver.relay.lines[0].flight.owes();
+        assert_eq!(bytes, 1);
+        driver.now = seconds(2);
+        driver.create(0, b"");
+        driver.arrive(b"H:s:2");
+        let slot = driver.relay.waiting[0];
+        let size = driver.relay.jobs.get(slot).unwrap().job.size() as u64;
+        let takes = driver.relay.lines[0].flight.time_for(size);
+        assert!(takes > Duration::from_millis(500) && takes < seconds(2), "{takes:?}");
+        driver.event(Event::Stop);
+        let last = seconds(7) - takes;
+        assert!(driver.relay.can_take(0, last));
+        assert!(!driver.relay.can_take(0, last + Duration::from_millis(1)));
+        assert!(driver.relay.can_take(1, seconds(7)), "nothing was measured there");
+        assert!(!driver.relay.can_take(1, seconds(7) + Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn suspects_are_tried_one_by_one_before_what_came_after_them() {
+        let mut driver = with_jobs(settings(true), 3);
+        suspect(&mut driver);
+        suspect(&mut driver);
+        for expected in [1, 2, 3] {
+            assert_eq!(numbers(driver.submit(0)), [expected]);
+            driver.create(0, b"");
+        }
+    }
+
+    #[test]
+    fn others_go_between_two_tries_of_a_job_that_is_blamed() {
+        for refusals in [0, 1] {
+            let mut driver = with_jobs(settings(true), 3);
+            let slot = suspect(&mut driver);
+            let held = driver.relay.jobs.get_mut(slot).unwrap();
+            held.refusals = refusals;
+            if refusals == 0 {
+                // For a connection that was closed, before others were taken.
+                held.blame.closed(0);
+                driver.relay.taken = 1;
+            }
+            assert_eq!(numbers(driver.submit(0)), [1]);
+            driver.reply(0, Reply::Refused(String::from("OTHER")));
+            assert_eq!(numbers(driver.submit(0)), [2, 3]);
+            driver.create(0, b"");
+            driver.create(0, b"");
+            assert_eq!(numbers(driver.submit(0)), [1]);
+            driver.reply(0, Reply::Refused(String::from("OTHER")));
+            if refusals == 0 {
+                assert_eq!(numbers(driver.submit(0)), [1], "nothing else is there");
+            }
+        }
+    }
+
+    #[test]
+    fn a_suspect_is_tried_by_the_first_submitter_that_is_connected() {
+        for (waits, lost, expected) in [(false, None, 0), (true, None, 0), (false, Some(0), 1), (true, Some(0), 1)] {
+            let mut driver = with_jobs(settings(true), 1);
+            let slot = suspect(&mut driver);
+            if waits {
+                driver.relay.jobs.get_mut(slot).unwrap().blame.closed(0);
+                assert!(driver.relay.waits(slot) && driver.relay.is_at_a_loss());
+                assert_eq!(driver.relay.ceiling(), 2, "whether it is at fault is known when another one is taken");
+            }
+            if let Some(submitter) = lost {
+                driver.lose(submitter, false);
+            }
+            assert!(driver.submit(1 - expected).is_empty());
+            assert_eq!(numbers(driver.submit(expected)), [1]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_beside_what_is_unconfirmed_waits() {
+        let mut driver = Driver::new(settings(true));
+        let around = super::super::Job::of(b"H:s:1", b"", b"").size();
+        let first = vec![0; 1000];
+        driver.arrive_with(b"H:s:1", &first);
+        assert_eq!(numbers(driver.submit(0)), [1]);
+        // A half of 64 KiB for each of two lines.
+        let timing = driver.relay.settings.timing.unconfirmed;
+        let room = driver.relay.lines[0].flight.room(timing, 2) as usize;
+        assert!(room > 31_000 && room < 32_000, "{room}");
+        driver.arrive_with(b"H:s:2", &vec![0; room - around + 1]);
+        assert!(driver.submit(0).is_empty());
+        assert_eq!(numbers(driver.submit(1)), [2], "alone any may go");
+        driver.arrive_with(b"H:s:3", &vec![0; room - around]);
+        assert_eq!(numbers(driver.submit(0)), [3]);
+    }
+
+    #[test]
+    fn a_batch_ends_at_its_bytes_or_jobs() {
+        let mut driver = Driver::new(settings(true));
+        let around = super::super::Job::of(b"H:s:1", b"", b"").size();
+        for handle in [b"H:s:1", b"H:s:2", b"H:s:3"] {
+            driver.arrive_with(handle, &vec![0; (16 << 10) - around]);
+        }
+        assert_eq!(numbers(driver.submit(0)), [1, 2], "32 KiB on one of two lines");
+        assert_eq!(numbers(driver.submit(1)), [3]);
+
+        let mut driver = Driver::new(Settings { workers: 1, ..settings(true) });
+        for number in 0..600 {
+            driver.arrive_with(format!("H:s:{number}").as_bytes(), b"");
+        }
+        assert_eq!(driver.submit(0).len(), BATCH_JOBS);
+        // The driver has asked for the next step already.
+        let next = driver.relay.lines[0].staging.as_ref().map(|(_, slots)| slots.len());
+        assert_eq!(next, Some(600 - BATCH_JOBS));
+    }
+
+    #[test]
+    fn what_is_told_of_an_earlier_batch_is_ignored() {
+        let mut driver = with_jobs(settings(true), 1);
+        let Step::Stage(first) = driver.next(Pump::Submitter(0)) else { panic!() };
+        driver.event(Event::Staged {
+            line: first.line,
+            number: first.number,
+            outcomes: vec![Staged::Interrupted],
+            chunk: Chunk::default(),
+        });
+        let Step::Stage(second) = driver.next(Pump::Submitter(0)) else { panic!() };
+        assert_ne!(first.number, second.number);
+        driver.event(Event::Staged {
+            line: first.line,
+            number: first.number,
+            outcomes: vec![Staged::Expired],
+            chunk: Chunk::default(),
+        });
+        assert_eq!((driver.relay.held(), driver.relay.lines[0].staging.is_some()), (1, true));
+    }
+
+    #[test]
+    fn the_reader_submits_one_or_two_small_jobs_by_itself_while_a_submitter_is_parked() {
+        let size = super::super::Job::of(b"H:s:1", b"", b"").size();
+        let large = |bytes: usize| vec![0; bytes - size];
+        for (jobs, parked, direct) in [
+            (vec![large(100)], true, true),
+            (vec![large(100)], false, false),
+            (vec![large(100), large(100)], true, true),
+            (vec![large(100), large(100), large(100)], true, false),
+            (vec![large(100), large(DIRECT_BYTES - 100)], true, true),
+            (vec![large(DIRECT_BYTES + 1)], true, false),
+        ] {
+            let mut driver = Driver::new(settings(true));
+            if parked {
+                assert!(matches!(driver.next(Pump::Submitter(0)), Step::Park));
+            }
+            for data in &jobs {
+                driver.arrive_with(b"H:s:1", data);
+            }
+            driver.relay.lines[0].parked = parked;
+            match driver.next(Pump::Reader) {
+                Step::Stage(batch) => assert_eq!((batch.jobs.len(), direct), (jobs.len(), true)),
+                Step::Read { .. } => assert!(!direct, "{} jobs, parked: {parked}", jobs.len()),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn where_the_process_id_does_not_tell_ids_are_numbers_that_stay_with_their_job() {
+        let mut relay = Relay::new(settings(true), Legacy::default());
+        let Step::Connect { line, .. } = relay.next(Now::ZERO, Pump::Submitter(0)) else { panic!() };
+        relay.event(Now::ZERO, Event::Connected(line));
+        let Step::ConnectSource { generation } = relay.next(Now::ZERO, Pump::Reader) else { panic!() };
+        relay.event(Now::ZERO, Event::SourceConnected { generation, process_id: Some(1), same: false });
+        let packets =
+            [b"H:s:1", b"H:s:2"].map(|handle| crate::relay::SourcePacket::Job(super::super::Job::of(handle, b"", b"")));
+        relay.event(Now::ZERO, Event::SourcePackets { generation, packets: packets.into() });
+        for _ in 0..2 {
+            let Some(batch) = relay.batch_for(0, Now::ZERO) else { panic!() };
+            let ids: Vec<UniqueId> = batch.jobs.iter().map(|&(_, unique)| unique).collect();
+            assert_eq!(ids, [UniqueId::Numbered(7, 1), UniqueId::Numbered(7, 2)]);
+            let outcomes = vec![Staged::Interrupted; 2];
+            relay.event(
+                Now::ZERO,
+                Event::Staged { line: batch.line, number: batch.number, outcomes, chunk: Chunk::default() },
+            );
+        }
+
+        let mut driver = with_jobs(settings(true), 1);
+        let Some(batch) = driver.relay.batch_for(0, Now::ZERO) else { panic!() };
+        assert_eq!(batch.jobs[0].1, UniqueId::Hash(0));
+        driver.lose_source(Loss::silent(seconds(1)));
+    }
+}

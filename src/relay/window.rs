@@ -393,4 +393,27 @@ mod tests {
         assert_eq!(due(&mut window), Requests::default());
         assert_eq!(window.probe(0), None, "nobody could submit it");
     }
+
+    #[test]
+    fn the_first_job_says_how_large_jobs_are() {
+        let mut window = Window::new(false, 5000);
+        assert_eq!(grabs(&mut window), FIRST_GRABS);
+        window.assigned(1000);
+        assert_eq!(grabs(&mut window), 1, "three of four that fit are asked for");
+    }
+
+    #[test]
+    fn a_probe_is_for_one_more_than_is_asked_for_and_held() {
+        let mut window = Window::new(false, usize::MAX);
+        grabs(&mut window);
+        window.assigned(1);
+        window.assigned(1);
+        window.no_job();
+        window.no_job();
+        assert!(due(&mut window).sleep);
+        assert_eq!(window.probe(2), None, "two are held");
+        assert!(window.probe(3).is_some());
+        assert_eq!((window.on_wire(), window.probe(3)), (1, None));
+        assert!(window.probe(4).is_some());
+    }
 }

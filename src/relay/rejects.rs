@@ -42,10 +42,6 @@ impl Rejects {
         self.queue.len() + self.in_hand.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Whether the limit is reached beyond which the forward asks for no more jobs.
     pub fn is_full(&self, settings: &Settings) -> bool {
         self.len() >= (settings.prefetch / 2).max(1) || self.bytes >= MAX_BYTES
@@ -171,7 +167,7 @@ mod tests {
             // What the driver asked for is as if the rejecter had not asked yet.
             let in_hand = std::mem::take(&mut driver.relay.rejects.in_hand);
             in_hand.into_iter().rev().for_each(|slot| driver.relay.rejects.queue.push_front(slot));
-            assert!(driver.relay.rejects.is_ready(driver.now) && !driver.relay.rejects.is_empty());
+            assert!(driver.relay.rejects.is_ready(driver.now));
         }
         assert_eq!(driver.relay.rejects.moment(), Some(Now::ZERO));
         assert_eq!(handles(driver.next(Pump::Rejecter)), [b"H:s:1", b"H:s:2", b"H:s:3"]);
@@ -201,7 +197,7 @@ mod tests {
         driver.told.clear();
         driver.event(Event::Rejected { taken: vec![true, true], loss: None });
         assert!(driver.told.contains(&Tell::RejecterBack { after: retry }), "{:?}", driver.told);
-        assert!(driver.relay.rejects.is_empty() && driver.relay.rejects.in_hand_is_empty());
+        assert!(driver.relay.rejects.len() == 0 && driver.relay.rejects.in_hand_is_empty());
         assert_eq!((driver.relay.held(), driver.relay.rejects.bytes), (0, 0));
         assert!(!driver.relay.rejects.is_ready(seconds(100)) && driver.relay.rejects.moment().is_none());
     }

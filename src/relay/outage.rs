@@ -246,8 +246,7 @@ impl Relay {
             return if well { self.settings.prefetch + self.rejects.len() } else { 0 };
         }
         let free = self.lines.iter().filter(|line| line.is_well() && line.is_free()).count();
-        let ready = self.waiting.len() + self.suspects.len();
-        held + free.saturating_sub(ready)
+        held + free.saturating_sub(self.waiting.len())
     }
 }
 

@@ -418,7 +418,8 @@ impl Relay {
                 if let Some(held) = self.jobs.get_mut(slot) {
                     (held.number, held.blame) = (number, blame);
                 }
-                if blame.is_any() {
+                // A synchronous forward suspects none, but its predecessor may have been asynchronous.
+                if blame.is_any() && self.settings.asynchronous {
                     self.suspects.push_back(slot);
                     return true;
                 }
@@ -787,6 +788,36 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_is_blamed_is_a_suspect_again_but_not_where_results_are_waited_for() {
+        for asynchronous in [true, false] {
+            let mut driver = Driver::new(settings(asynchronous));
+            let mut blame = super::super::quarantine::Blame::default();
+            blame.closed(7);
+            let key = super::super::Job::of(b"H:s:1", b"", b"data").identity().key;
+            driver.relay.ledger.note(key, Fate::Unconfirmed(0, blame));
+            driver.arrive(b"H:s:1");
+            assert_eq!(driver.relay.suspects.len(), usize::from(asynchronous));
+            assert_eq!(driver.submit(0), [b"H:s:1"]);
+        }
+    }
+
+    #[test]
+    fn a_large_buffer_is_kept_only_while_the_source_has_jobs() {
+        let mut driver = Driver::new(settings(true));
+        let generation = driver.relay.session.generation;
+        let kept = |driver: &mut Driver| {
+            driver.event(Event::AskSource);
+            assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::WriteSource { .. }));
+            let buffer = Vec::with_capacity(1 << 20);
+            driver.event(Event::SourceWritten { generation, buffer, failed: false });
+            driver.relay.session.spare.capacity() >> 10
+        };
+        assert_eq!(kept(&mut driver), 64);
+        driver.answer();
+        assert_eq!(kept(&mut driver), 4);
+    }
+
+    #[test]
     fn what_an_earlier_source_connection_tells_is_ignored() {
         let mut driver = Driver::new(settings(true));
         let generation = driver.relay.session.generation;
@@ -795,7 +826,7 @@ mod tests {
         driver.event(Event::SourceLost { generation: generation - 1, loss: silent() });
         driver.event(Event::SourcePackets {
             generation: generation - 1,
-            packets: (0..50).map(|_| SourcePacket::Echo).collect(),
+            packets: vec![SourcePacket::Error(String::new())],
         });
         driver.event(Event::SourceConnected { generation, process_id: None, same: false });
         assert_eq!((driver.told.len(), driver.relay.session.phase), (0, Phase::Relaying));
@@ -940,7 +971,7 @@ mod tests {
         let mut driver = Driver::new(settings(true));
         driver.event(Event::Stop);
         driver.source_output();
-        while driver.owed().len() > 0 {
+        while !driver.owed().is_empty() {
             assert_ne!(phase(&driver), Phase::Ended);
             let echo = driver.owed()[0] == kind::ECHO_REQ;
             driver.answer_one();
@@ -955,11 +986,12 @@ mod tests {
         for handle in [b"H:s:1", b"H:s:2", b"H:s:3"] {
             driver.arrive(handle);
         }
-        driver.answer();
         driver.submit(0);
         driver.create(0, b"");
         driver.source_output();
         driver.event(Event::Stop);
+        driver.answer();
+        assert!(!has(&driver.source_output(), kind::PRE_SLEEP), "nothing is asked for any more");
         driver.wait_until(seconds(8) - MOMENT);
         assert_eq!(phase(&driver), Phase::Relaying);
         assert!(!has(&driver.source_output(), kind::ECHO_REQ), "asked once, with the leave");

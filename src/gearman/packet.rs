@@ -316,6 +316,7 @@ mod tests {
         let mut out = Vec::new();
         put_request(&mut out, kind::SUBMIT_JOB_BG, &[b"queue", b"id", b"da\0ta"]);
         assert_eq!(out, b"\0REQ\0\0\0\x12\0\0\0\x0equeue\0id\0da\0ta");
+        assert_eq!(request(kind::SUBMIT_JOB_BG, &[b"queue", b"id", b"da\0ta"]), out);
     }
 
     #[test]
@@ -455,6 +456,32 @@ mod tests {
         incoming.skip(20_012);
         incoming.fill(&mut endless).unwrap();
         assert_eq!((incoming.buffer.len(), endless.0.last()), (SMALLEST_READ, Some(&SMALLEST_READ)));
+    }
+
+    #[test]
+    fn what_is_left_of_a_packet_is_read_into_the_room_that_there_is() {
+        let (mut incoming, mut endless) = (Incoming::default(), Endless(Vec::new()));
+        while incoming.buffer.len() < LARGEST_READ {
+            incoming.fill(&mut endless).unwrap();
+            incoming.skip(LARGEST_READ);
+        }
+        incoming
+            .fill(&mut &[&[0; 1000], &b"\0RES\0\0\0\x1c\0\0\x4e\x20"[..], &[0; LARGEST_READ]].concat()[..])
+            .unwrap();
+        incoming.skip(1000);
+        assert_eq!((incoming.needs(), incoming.was_full), (20_012, true));
+        incoming.fill(&mut endless).unwrap();
+        assert_eq!(endless.0.last(), Some(&1000));
+    }
+
+    #[test]
+    fn what_nobody_takes_is_read_on() {
+        let (mut incoming, mut endless) = (Incoming::default(), Endless(Vec::new()));
+        incoming.fill(&mut &b"text"[..]).unwrap();
+        while incoming.unread().len() < 2 * LARGEST_READ {
+            incoming.fill(&mut endless).unwrap();
+        }
+        assert_eq!(endless.0, [1020, 1024, 2048, 4096, 8192, 16_384]);
     }
 
     #[test]

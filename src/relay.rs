@@ -626,6 +626,34 @@ mod tests {
     }
 
     #[test]
+    fn a_rejecter_is_woken_for_what_is_undeliverable() {
+        let mut driver = Driver::new(Settings { reject_queue: true, ..settings(true) });
+        driver.arrive(b"H:s:1");
+        let slot = driver.relay.waiting.pop_front().unwrap();
+        park(&mut driver);
+        driver.relay.undeliverable(driver.now, slot, Reason::Poison);
+        driver.event(Event::Time);
+        assert!(driver.woken.contains(&Pump::Rejecter));
+    }
+
+    #[test]
+    fn all_pumps_end_with_their_forward() {
+        let mut driver = Driver::new(settings(true));
+        driver.answer();
+        park(&mut driver);
+        driver.event(Event::Stop);
+        driver.answer();
+        assert!(driver.relay.has_ended());
+        for pump in [Pump::Submitter(0), Pump::Submitter(1), Pump::Rejecter] {
+            assert!(driver.woken.contains(&pump), "{:?}", driver.woken);
+        }
+        for pump in [Pump::Reader, Pump::Submitter(0), Pump::Confirmer(0), Pump::Rejecter] {
+            assert!(matches!(driver.next(pump), Step::End));
+        }
+        assert_eq!(driver.relay.due(), Now::MAX);
+    }
+
+    #[test]
     fn a_reader_that_is_patient_is_not_woken() {
         let mut driver = Driver::new(settings(true));
         driver.answer();

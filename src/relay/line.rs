@@ -605,9 +605,11 @@ mod tests {
     #[test]
     fn trouble_that_one_submitter_has_alone_is_not_the_destinations() {
         let mut driver = Driver::new(settings(true));
+        driver.answer();
         driver.told.clear();
         driver.lose(0, false);
         assert!(matches!(driver.told[..], [Tell::DestinationLost { alone: true, held: 0, release: None, .. }]));
+        assert_eq!(driver.relay.due(), retry(&driver), "then it is connected again");
         driver.until(seconds(1));
         driver.connect(0);
         assert_eq!(driver.told.len(), 1, "{:?}", driver.told);

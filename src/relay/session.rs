@@ -776,14 +776,21 @@ mod tests {
     }
 
     #[test]
-    fn after_a_write_that_failed_nothing_is_written_and_the_reader_finds_the_end() {
+    fn nobody_is_woken_for_what_another_thread_writes_or_nobody_can() {
         let mut driver = Driver::new(settings(true));
+        driver.answer();
+        assert!(driver.submit(1).is_empty(), "parked");
         let generation = driver.relay.session.generation;
         driver.event(Event::AskSource);
         assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::WriteSource { .. }));
-        driver.relay.event(driver.now, Event::SourceWritten { generation, buffer: Vec::new(), failed: true });
-        assert_eq!(driver.relay.actions().close_source, Some(generation));
+        assert!(driver.submit(1).is_empty(), "parked");
+        driver.woken.clear();
         driver.event(Event::AskSource);
+        assert_eq!(driver.woken, [], "what is written next is the writer's");
+        driver.relay.event(driver.now, Event::SourceWritten { generation, buffer: Vec::new(), failed: true });
+        assert_eq!(driver.relay.actions().close_source, Some(generation), "the reader finds the end");
+        driver.event(Event::AskSource);
+        assert_eq!(driver.woken, []);
         assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::Park));
     }
 

@@ -337,6 +337,8 @@ impl Relay {
             self.lines[id.submitter].flight.progressed(now);
             self.lines[id.submitter].flight.measure(now);
         }
+        // At a stop the last one is the moment to leave.
+        self.source_at(now);
         self.settle(now);
         self.ask(now);
     }

@@ -350,16 +350,17 @@ impl Replacement<'_> {
         Ok(())
     }
 
-    /// As Perl nests them: `\L` ends `\U` and the reverse, and `\L\u` is `\u\L`.
+    /// As Perl nests them: `\L` ends `\U` and the reverse, `\L\u` is `\u\L`, and one with `\E` behind it is nothing.
     fn begin_case(&mut self, case: u8) -> Result<(), SyntaxError> {
         self.cursor.place += 2;
-        let swapped = match case {
-            _ if self.cursor.take("\\E") => return Ok(()),
-            b'L' if self.cursor.take("\\u") => Some(b'u'),
-            b'U' if self.cursor.take("\\l") => Some(b'l'),
+        let before = match case {
+            b'L' => Some(("\\u", b'u')),
+            b'U' => Some(("\\l", b'l')),
             _ => None,
         };
-        for case in swapped.into_iter().chain([case]) {
+        while !self.cursor.take("\\E") {
+            let swapped = before.filter(|(text, _)| self.cursor.take(text)).map(|(_, letter)| letter);
+            let case = swapped.unwrap_or(case);
             while case.is_ascii_uppercase() && self.cases.iter().any(u8::is_ascii_uppercase) {
                 if self.parts.last() == Some(&Part::BeginCase) {
                     return self.cursor.refuse(NOTHING_BETWEEN);
@@ -368,6 +369,9 @@ impl Replacement<'_> {
             }
             self.parts.push(Part::BeginCase);
             self.cases.push(case);
+            if swapped.is_none() {
+                break;
+            }
         }
         Ok(())
     }
@@ -581,6 +585,9 @@ mod tests {
             (r"\u$3$1", "AB"),
             (r"\uab\Ecd", "Abcd"),
             (r"\L\E$1", "aB"),
+            (r"\U\l\E$2", "cd"),
+            (r"\U\l\l\E$2", "cd"),
+            (r"\U\l\l$1\E$2", "aBCd"),
             (r"\E$1", "aB"),
             (r"\U\xc3\xbc", ""),
         ] {

@@ -13,6 +13,10 @@ use super::Now;
 /// time, a few cost nothing.
 const FIRST_GRABS: usize = 4;
 
+/// Where a job takes longer than this from its grab to its acknowledgement, [`FIRST_GRABS`] follow each NOOP: asking again takes
+/// as long again.
+const NEAR: Duration = Duration::from_millis(3);
+
 /// Further grabs for each job that came, so that the number on the wire is four times as large after a round trip.
 const GROWTH: usize = 3;
 
@@ -69,6 +73,10 @@ pub struct Window {
     drained: bool,
     /// PRE_SLEEP was sent and no NOOP came since.
     asleep: bool,
+    /// A NOOP came, and nothing was asked for since.
+    called: bool,
+    /// Grabs after a NOOP where jobs come one by one: fewer where those of the last are done with, else more.
+    first: usize,
     /// NOOPs brought no job: nothing is asked before this.
     not_before: Now,
     idle_noops: u32,
@@ -92,6 +100,8 @@ impl Window {
             average: 0,
             drained: false,
             asleep: false,
+            called: false,
+            first: FIRST_GRABS,
             not_before: Duration::ZERO,
             idle_noops: 0,
             stray_noops: 0,
@@ -141,6 +151,15 @@ impl Window {
         if self.asleep {
             self.asleep = false;
             self.drained = false;
+            self.called = true;
+            self.first = match self.held {
+                0 if self.distance > NEAR => FIRST_GRABS,
+                0 => (self.first / 2).max(1),
+                _ => (2 * self.first).min(2 * FIRST_GRABS),
+            };
+            if self.first <= FIRST_GRABS {
+                self.ask = FIRST_GRABS;
+            }
         } else {
             self.stray_noops += 1;
         }
@@ -181,6 +200,13 @@ impl Window {
         let grabs = by_count.min(by_bytes.max(usize::from(one)));
         if taken == 0 && grabs > 0 {
             self.asked_at = Some(now);
+        }
+        if grabs > 0 && std::mem::take(&mut self.called) && self.first <= FIRST_GRABS {
+            // Few are there: a PRE_SLEEP at once saves the NO_JOB and a write. If there are more, a NOOP follows.
+            let grabs = grabs.min(self.first);
+            self.on_wire += grabs;
+            self.asleep = true;
+            return Requests { grabs, sleep: true };
         }
         self.on_wire += grabs;
         Requests { grabs, sleep: false }
@@ -308,19 +334,64 @@ mod tests {
         }
         assert_eq!(due(&mut window), Requests { grabs: 0, sleep: true });
         assert_eq!(due(&mut window), Requests::default(), "asleep");
+    }
+
+    /// A window that was woken with `held` jobs at hand, after a job took this long.
+    fn woken(held: usize, distance: Duration) -> Window {
+        let mut window = Window::new(false, usize::MAX);
+        due(&mut window);
+        window.assigned(1);
+        window.released(1, 1, Duration::from_secs(3600) + distance);
+        for _ in 0..window.on_wire() {
+            window.no_job();
+        }
+        assert!(due(&mut window).sleep);
+        (0..held).for_each(|_| window.assigned(1));
         assert!(window.noop(Duration::ZERO));
-        assert_eq!(grabs(&mut window), FIRST_GRABS);
+        window
+    }
+
+    #[test]
+    fn a_single_job_is_asked_for_with_a_pre_sleep_behind_and_one_more_would_be_called() {
+        let mut window = woken(0, Duration::ZERO);
+        for grabs in [2, 1, 1] {
+            assert_eq!(due(&mut window), Requests { grabs, sleep: true });
+            assert_eq!(due(&mut window), Requests::default(), "asleep");
+            window.assigned(1);
+            (1..grabs).for_each(|_| window.no_job());
+            assert_eq!(due(&mut window), Requests::default(), "still asleep");
+            release(&mut window, 1, 1);
+            assert!(window.noop(Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn noops_behind_the_jobs_are_answered_by_ever_more_grabs() {
+        let mut window = woken(0, Duration::ZERO);
+        for grabs in [2, 4] {
+            assert_eq!(due(&mut window), Requests { grabs, sleep: true });
+            (0..grabs).for_each(|_| window.assigned(1));
+            assert!(window.noop(Duration::ZERO));
+        }
+        let requests = due(&mut window);
+        assert!(requests.grabs > FIRST_GRABS && !requests.sleep, "{requests:?}");
         assert!(window.noop(Duration::ZERO), "a NOOP while grabs are out changes nothing");
         assert_eq!(grabs(&mut window), 0);
     }
 
+    #[test]
+    fn a_source_that_is_far_is_asked_for_a_few_at_once() {
+        assert_eq!(due(&mut woken(0, NEAR * 2)), Requests { grabs: FIRST_GRABS, sleep: true });
+        assert_eq!(due(&mut woken(1, NEAR * 2)).sleep, false);
+    }
+
     /// As when another worker is faster: all answers are NO_JOB, then it sleeps.
     fn go_without(window: &mut Window) {
-        grabs(window);
+        let asked = due(window);
         while window.on_wire() > 0 {
             window.no_job();
         }
-        assert!(due(window).sleep);
+        assert!(asked.sleep || due(window).sleep);
     }
 
     #[test]

@@ -14,6 +14,9 @@ use std::thread;
 use crate::load::WINDOW;
 use crate::wire::{self, Connection, push_request, unexpected};
 
+/// Grabs after a NOOP: with one alone, a source that gets jobs faster than one is grabbed would be emptied no faster.
+const FIRST_GRABS: usize = 4;
+
 /// The argument that makes this program a floor.
 pub const ARGUMENT: &str = "floor";
 
@@ -57,7 +60,7 @@ pub fn run(source: u16, destination: u16, queue: &str) -> io::Result<()> {
     let mut state =
         Source { socket: from.socket()?, out: Vec::new(), handles: VecDeque::new(), on_wire: 0, drained: false };
     push_request(&mut state.out, wire::CAN_DO, &[queue.as_bytes()]);
-    state.grab(1);
+    state.grab(FIRST_GRABS);
     state.flush()?;
     let state = Mutex::new(state);
     thread::scope(|scope| {
@@ -97,17 +100,11 @@ fn there(from: &mut Connection, state: &Mutex<Source>, mut submit: TcpStream, qu
         }
         let mut state = lock(state);
         state.on_wire -= came + none;
-        if none > 0 {
-            state.drained = true;
-        } else if came > 0 {
-            // Twice as many as came, as long as all bring jobs; one for each is sent with its acknowledgement.
-            let room = WINDOW.saturating_sub(state.on_wire + state.handles.len());
-            state.grab(came.min(room));
-        }
+        state.drained |= none > 0;
         if std::mem::take(&mut called) && state.drained {
             state.drained = false;
-            state.grab(1);
-        } else if none > 0 && state.on_wire == 0 {
+            state.grab(FIRST_GRABS);
+        } else if state.drained && came + none > 0 && state.on_wire == 0 {
             push_request(&mut state.out, wire::PRE_SLEEP, &[]);
         }
         none = 0;
@@ -130,7 +127,9 @@ fn back(to: &mut Connection, state: &Mutex<Source>) -> io::Result<()> {
             push_request(&mut state.out, wire::WORK_COMPLETE, &[&handle[..length], b""]);
         }
         if !state.drained {
-            state.grab(created);
+            // Twice as many, as long as all bring jobs.
+            let room = WINDOW.saturating_sub(state.on_wire + state.handles.len());
+            state.grab((2 * created).min(room));
         }
         created = 0;
         state.flush()?;

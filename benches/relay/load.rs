@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::net::Shutdown;
-use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -152,8 +151,6 @@ impl Client {
 pub struct Worker {
     socket: std::net::TcpStream,
     thread: Option<JoinHandle<()>>,
-    /// When each job arrived.
-    pub arrivals: Receiver<Instant>,
 }
 
 impl Worker {
@@ -161,20 +158,16 @@ impl Worker {
     pub fn start(
         port: u16,
         queue: &str,
-        mut answer: impl FnMut(&[u8]) -> io::Result<Vec<u8>> + Send + 'static,
+        answer: impl FnMut(&[u8]) -> io::Result<Vec<u8>> + Send + 'static,
     ) -> io::Result<Worker> {
         let mut connection = Connection::open(port)?;
         let socket = connection.socket()?;
         connection.request(wire::CAN_DO, &[queue.as_bytes()]);
-        let (arrived, arrivals) = mpsc::channel();
         let thread = thread::spawn(move || {
             // Ends with the error that the shut-down socket brings.
-            let _ = work(&mut connection, |data| {
-                let _ = arrived.send(Instant::now());
-                answer(data)
-            });
+            let _ = work(&mut connection, answer);
         });
-        Ok(Worker { socket, thread: Some(thread), arrivals })
+        Ok(Worker { socket, thread: Some(thread) })
     }
 }
 

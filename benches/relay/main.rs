@@ -1,22 +1,26 @@
 //! `cargo bench`: how fast the proxy is, beside what the job servers themselves can do in the same run.
 //!
 //! ```text
-//! cargo bench                        every row, three runs each: some six minutes
-//! cargo bench -- --quick             one short run each: under a minute
-//! cargo bench -- loopback idle       only the rows whose names begin so
+//! cargo bench                        every row, nine turns each: some half an hour
+//! cargo bench -- --quick             fewer and shorter turns, less exact: about a minute
+//! cargo bench -- sites full          only the rows whose names begin so
 //! cargo bench -- --proxy PATH        another build of the proxy
+//! cargo bench -- --musl PATH         the static build beside it
+//! cargo bench -- --against PATH      two builds in turn
 //! ```
 //!
-//! Every row starts its own job servers on free ports of loopback. For a row of throughput the proxy connects, is
-//! stopped with SIGSTOP while its queue is filled, and goes on: so neither filling nor connecting is measured. The
-//! clock runs from the first job seen at the destination until all are there and the source has nothing left,
-//! acknowledgements included; the number of jobs must be right to one. Rates and times are medians, and the limit
-//! beside them is from the same run. The job servers share the cores with the proxy and with this program.
+//! Every row starts its own job servers on free ports of loopback, which share the cores with the relay and with this program.
+//! The speed of a machine changes from minute to minute, and most of all of one that others use too. So what is compared is
+//! run in turn, and a ratio is the median of the ratios of all turns, each between neighbours in time. The reaches are ratios
+//! wherever that is possible.
+//!
+//! For a full queue the relay connects, is stopped with SIGSTOP while its queue is filled, and goes on: so neither filling nor
+//! connecting is measured. The clock runs from the first job seen at the destination until all are there and the source has
+//! nothing left, acknowledgements included; the number of jobs must be right to one.
 //!
 //! How fast a gearmand is depends on its queue: it looks for a job's handle and unique id in 991 chains, so with 200,000
-//! jobs waiting it gives a bare worker less than a third of what it gives with 30,000. The rows have such a long queue
-//! at their source; the destination has enough chains, as if its workers kept up. The rows called "fast source" show
-//! what is left of the limits when neither server is slowed down by its queue.
+//! jobs waiting it gives a bare worker less than a third of what it gives with 30,000. Where a row doesn't say "fast source",
+//! its source has these chains. The destination always has enough of them, as if its workers kept up.
 
 mod distance;
 mod floor;
@@ -29,6 +33,7 @@ mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use process::{Folder, Outcome};
 use rows::{Bench, ROWS};
@@ -53,13 +58,14 @@ fn run(arguments: Vec<String>) -> Outcome<bool> {
         return Ok(true);
     }
     let mut proxy = PathBuf::from(env!("CARGO_BIN_EXE_gearman-proxy"));
-    let mut former = None;
+    let (mut former, mut musl) = (None, None);
     let (mut quick, mut names, mut measure) = (false, Vec::new(), false);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => quick = true,
             "--against" => former = Some(PathBuf::from(arguments.next().ok_or("--against needs a path")?)),
+            "--musl" => musl = Some(PathBuf::from(arguments.next().ok_or("--musl needs a path")?)),
             "--proxy" => proxy = arguments.next().ok_or("--proxy needs a path")?.into(),
             // Given by `cargo bench`, not by `cargo test --all-targets`, which must not take minutes.
             "--bench" => measure = true,
@@ -77,9 +83,10 @@ fn run(arguments: Vec<String>) -> Outcome<bool> {
     }
 
     let folder = Folder::new()?;
-    let mut bench = Bench::new(proxy, folder.path(), quick);
+    let mut bench = Bench { proxy, musl, folder: folder.path(), quick };
+    let began = Instant::now();
     if let Some(former) = former {
-        table::print(&rows::compare::all(&mut bench, former, &names)?);
+        table::print(&rows::compare::all(&mut bench, &former, &names)?);
         return Ok(true);
     }
     let mut complete = true;
@@ -103,5 +110,6 @@ fn run(arguments: Vec<String>) -> Outcome<bool> {
         }
     }
     table::print(&lines);
+    eprintln!("{:.0} s", began.elapsed().as_secs_f64());
     Ok(complete)
 }

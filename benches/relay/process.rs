@@ -140,18 +140,6 @@ impl Gearmand {
     pub fn admin(&self) -> Outcome<Admin> {
         Admin::connect(self.port)
     }
-
-    /// Waits until so many queues have a worker.
-    pub fn wait_served(&self, queues: usize) -> Outcome<()> {
-        let (begin, mut admin) = (Instant::now(), self.admin()?);
-        while admin.status()?.served < queues {
-            if begin.elapsed() > Duration::from_secs(10) {
-                return Err(format!("no {queues} queues are served after 10 s").into());
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Gearmand {
@@ -200,29 +188,58 @@ impl Admin {
     }
 }
 
-/// The proxy, with a configuration of our own.
-pub struct Proxy {
+/// What stands between two job servers: the proxy, the floor (see [`crate::floor`]), or a peer.
+pub struct Relay {
     child: Child,
+    configuration: PathBuf,
     log: PathBuf,
 }
 
-impl Proxy {
-    pub fn start(binary: &Path, folder: &Path, configuration: &str) -> Outcome<Proxy> {
+/// A relay as `gearman_proxy.pl` is: a worker's function that submits what it gets, with the modules that the script uses.
+const PERL: &str = "use Gearman::Worker; use Gearman::Client; my ($from, $to, $queue) = @ARGV;
+my $client = Gearman::Client->new(job_servers => [\"127.0.0.1:$to\"]);
+my $worker = Gearman::Worker->new(job_servers => [\"127.0.0.1:$from\"]);
+$worker->register_function($queue => sub { $client->dispatch_background($queue, $_[0]->arg); 1 });
+$worker->work while 1;";
+
+impl Relay {
+    pub fn proxy(binary: &Path, folder: &Path, configuration: &str) -> Outcome<Relay> {
+        let relay = |file: &Path| {
+            let mut command = Command::new(binary);
+            command.arg(format!("--config={}", file.display())).arg("--logfile=stderr");
+            command
+        };
+        Relay::start(folder, configuration, relay)
+    }
+
+    pub fn floor(folder: &Path, source: u16, destination: u16, queue: &str) -> Outcome<Relay> {
+        let floor = std::env::current_exe()?;
+        Relay::start(folder, "", |_| {
+            let mut command = Command::new(floor);
+            command.args([crate::floor::ARGUMENT, &source.to_string(), &destination.to_string(), queue]);
+            command
+        })
+    }
+
+    pub fn perl(folder: &Path, source: u16, destination: u16, queue: &str) -> Outcome<Relay> {
+        Relay::start(folder, "", |_| {
+            let mut command = Command::new("perl");
+            command.args(["-e", PERL, &source.to_string(), &destination.to_string(), queue]);
+            command
+        })
+    }
+
+    fn start(folder: &Path, configuration: &str, command: impl FnOnce(&Path) -> Command) -> Outcome<Relay> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let file = folder.join(format!("proxy-{number}.conf"));
-        let log = folder.join(format!("proxy-{number}.log"));
+        let file = folder.join(format!("relay-{number}.conf"));
+        let log = folder.join(format!("relay-{number}.log"));
         fs::write(&file, configuration)?;
         let output = fs::File::create(&log)?;
-        let child = Command::new(binary)
-            .arg(format!("--config={}", file.display()))
-            .arg("--logfile=stderr")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(output)
-            .spawn()
-            .map_err(|error| format!("cannot start {}: {error}", binary.display()))?;
-        Ok(Proxy { child, log })
+        let mut command = command(&file);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn();
+        let child = child.map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
+        Ok(Relay { child, configuration: file, log })
     }
 
     pub fn pid(&self) -> u32 {
@@ -243,10 +260,10 @@ impl Proxy {
                 return Ok(begin.elapsed());
             }
             if let Some(status) = self.child.try_wait()? {
-                return Err(format!("the proxy ended with {status}: {}", self.last_words()).into());
+                return Err(format!("it ended with {status}: {}", self.last_words()).into());
             }
-            if begin.elapsed() > Duration::from_secs(30) {
-                return Err(format!("{served} of {queues} forwards ready after 30 s: {}", self.last_words()).into());
+            if begin.elapsed() > Duration::from_secs(60) {
+                return Err(format!("{served} of {queues} queues served after 60 s: {}", self.last_words()).into());
             }
             thread::sleep(Duration::from_millis(if queues > 100 { 20 } else { 2 }));
         }
@@ -261,6 +278,24 @@ impl Proxy {
         signal(self.pid(), "CONT")
     }
 
+    pub fn reload(&self, configuration: &str) -> Outcome<()> {
+        fs::write(&self.configuration, configuration)?;
+        signal(self.pid(), "HUP")
+    }
+
+    /// Tells it to stop; how long it takes.
+    pub fn stop(&mut self) -> Outcome<Duration> {
+        let begin = Instant::now();
+        signal(self.pid(), "TERM")?;
+        while self.child.try_wait()?.is_none() {
+            if begin.elapsed() > Duration::from_secs(60) {
+                return Err(format!("it does not stop: {}", self.last_words()).into());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(begin.elapsed())
+    }
+
     /// The end of its log, for an error message.
     pub fn last_words(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
@@ -269,31 +304,7 @@ impl Proxy {
     }
 }
 
-/// A floor in a process of its own; see [`crate::floor`].
-pub struct Floor(Child);
-
-impl Floor {
-    pub fn start(source: u16, destination: u16, queue: &str) -> Outcome<Floor> {
-        let child = Command::new(std::env::current_exe()?)
-            .args([crate::floor::ARGUMENT, &source.to_string(), &destination.to_string(), queue])
-            .stdin(Stdio::null())
-            .spawn()?;
-        Ok(Floor(child))
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Floor {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Proxy {
+impl Drop for Relay {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

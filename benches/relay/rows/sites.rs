@@ -1,11 +1,13 @@
 //! What a monitoring site has: jobs that trickle in, seen in turn through nothing, through the floor and through the proxy.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use super::{Bench, forwards, median};
+use super::{Bench, at_most, forwards, in_turn, middle};
 use crate::open_loop::{self, Latencies, Sink};
-use crate::process::{Floor, Gearmand, Outcome, Proxy, Tables, cpu_time};
+use crate::process::{Gearmand, Outcome, Relay, Tables};
 use crate::table::{Line, thousands};
 
 /// A way for jobs, with its own queue.
@@ -13,16 +15,9 @@ pub struct Way {
     queue: String,
     /// Where jobs are submitted.
     entry: u16,
-    /// The process whose CPU time counts; none where there is nothing in between.
-    pid: Option<u32>,
     sink: Sink,
-    _relay: Option<Relay>,
-}
-
-#[expect(dead_code, reason = "they live as long as the way")]
-enum Relay {
-    Floor(Floor),
-    Proxy(Proxy),
+    /// None where there is nothing in between.
+    relay: Option<Relay>,
 }
 
 /// What one slice of load showed.
@@ -36,122 +31,138 @@ pub struct Slice {
 }
 
 impl Way {
-    pub fn direct(destination: &Gearmand) -> Outcome<Way> {
+    fn direct(destination: &Gearmand) -> Outcome<Way> {
         let queue = "direct".to_owned();
         let sink = Sink::start(destination.port, &queue)?;
-        Ok(Way { queue, entry: destination.port, pid: None, sink, _relay: None })
+        Ok(Way { queue, entry: destination.port, sink, relay: None })
     }
 
-    pub fn floor(source: &Gearmand, destination: &Gearmand) -> Outcome<Way> {
-        let queue = "floor".to_owned();
-        let sink = Sink::start(destination.port, &queue)?;
+    /// `name` is that of its queue.
+    fn through(
+        name: &str,
+        source: &Gearmand,
+        destination: &Gearmand,
+        start: impl FnOnce(&str) -> Outcome<Relay>,
+    ) -> Outcome<Way> {
+        let sink = Sink::start(destination.port, name)?;
         let served = source.admin()?.status()?.served;
-        let floor = Floor::start(source.port, destination.port, &queue)?;
-        source.wait_served(served + 1)?;
-        Ok(Way { queue, entry: source.port, pid: Some(floor.pid()), sink, _relay: Some(Relay::Floor(floor)) })
+        let mut relay = start(name)?;
+        relay.wait_ready(source, served + 1)?;
+        Ok(Way { queue: name.to_owned(), entry: source.port, sink, relay: Some(relay) })
     }
 
-    /// `name` tells queues of several proxies apart.
+    pub fn floor(folder: &Path, source: &Gearmand, destination: &Gearmand) -> Outcome<Way> {
+        Way::through("floor", source, destination, |queue| Relay::floor(folder, source.port, destination.port, queue))
+    }
+
+    fn perl(folder: &Path, source: &Gearmand, destination: &Gearmand) -> Outcome<Way> {
+        Way::through("perl", source, destination, |queue| Relay::perl(folder, source.port, destination.port, queue))
+    }
+
     pub fn proxy(binary: &Path, name: &str, folder: &Path, source: &Gearmand, destination: &Gearmand) -> Outcome<Way> {
-        let queue = name.to_owned();
-        let sink = Sink::start(destination.port, &queue)?;
-        let served = source.admin()?.status()?.served;
-        let queues = std::slice::from_ref(&queue);
-        let mut proxy = Proxy::start(binary, folder, &forwards(source.port, destination.port, queues, ""))?;
-        proxy.wait_ready(source, served + 1)?;
-        Ok(Way { queue, entry: source.port, pid: Some(proxy.pid()), sink, _relay: Some(Relay::Proxy(proxy)) })
+        Way::through(name, source, destination, |queue| {
+            let configuration = forwards(source.port, destination.port, &[queue.to_owned()], "");
+            Relay::proxy(binary, folder, &configuration)
+        })
     }
 
-    pub fn slice(&self, rate: f64, time: Duration, seed: u64) -> Outcome<Slice> {
-        let cpu = || self.pid.map_or(Ok(Duration::ZERO), cpu_time);
+    pub fn slice(&self, rate: f64, time: Duration, seed: usize) -> Outcome<Slice> {
+        let cpu = || self.relay.as_ref().map_or(Ok(Duration::ZERO), Relay::cpu_time);
         let before = cpu()?;
-        let latencies: Latencies = open_loop::run(self.entry, &self.queue, &self.sink, rate, time, seed)?;
+        let latencies: Latencies = open_loop::run(self.entry, &self.queue, &self.sink, rate, time, seed as u64)?;
         // The last acknowledgement.
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
         let cpu = cpu()?.saturating_sub(before).as_secs_f64() * 1e6 / latencies.count().max(1) as f64;
         Ok(Slice { p50: latencies.percentile(50), p99: latencies.percentile(99), cpu })
     }
 }
 
-/// Medians of `pairs` slices of each way, in turn, with the ratios to the way `base` of the same turn.
-pub struct Beside {
-    pub slices: Vec<Slice>,
-    pub ratios: Vec<Slice>,
-}
-
-pub fn in_turn(ways: &[Way], base: usize, rate: f64, time: Duration, pairs: usize) -> Outcome<Beside> {
-    let mut turns: Vec<Vec<Slice>> = Vec::new();
-    for pair in 0..pairs {
-        let mut turn = vec![Slice { p50: 0.0, p99: 0.0, cpu: 0.0 }; ways.len()];
-        for step in 0..ways.len() {
-            // Who begins changes from turn to turn.
-            let index = (pair + step) % ways.len();
-            turn[index] = ways[index].slice(rate, time, pair as u64)?;
-        }
-        turns.push(turn);
-    }
-    let middle = |index: usize, of: &dyn Fn(&Vec<Slice>, &Slice) -> Slice| {
-        let all: Vec<Slice> = turns.iter().map(|turn| of(turn, &turn[index])).collect();
-        let part = |part: fn(&Slice) -> f64| median(all.iter().map(part).collect());
-        Slice { p50: part(|slice| slice.p50), p99: part(|slice| slice.p99), cpu: part(|slice| slice.cpu) }
-    };
-    let ratio = |turn: &Vec<Slice>, slice: &Slice| {
-        let base = turn[base];
-        Slice { p50: slice.p50 / base.p50, p99: slice.p99 / base.p99, cpu: slice.cpu / base.cpu }
-    };
-    Ok(Beside {
-        slices: (0..ways.len()).map(|index| middle(index, &|_, slice| *slice)).collect(),
-        ratios: (0..ways.len()).map(|index| middle(index, &ratio)).collect(),
+/// The length of a slice.
+pub fn time(bench: &Bench, rate: u32) -> Duration {
+    Duration::from_secs_f64(match (bench.quick, rate) {
+        (true, ..100) => 0.8,
+        (true, _) => 0.4,
+        (false, ..100) => 4.0,
+        (false, _) => 2.0,
     })
 }
 
 /// Jobs a second, and what the CPU a job may be of the floor's.
-const RATES: [(u32, Option<f64>); 5] =
+pub const RATES: [(u32, Option<f64>); 5] =
     [(50, Some(1.4)), (200, Some(1.15)), (2000, Some(1.15)), (5000, Some(1.15)), (20_000, None)];
 
 pub fn row(bench: &mut Bench) -> Outcome<Vec<Line>> {
     let (source, destination) = (bench.gearmand(Tables::Large)?, bench.gearmand(Tables::Large)?);
     let ways = [
         Way::direct(&destination)?,
-        Way::floor(&source, &destination)?,
+        Way::floor(bench.folder, &source, &destination)?,
         Way::proxy(&bench.proxy, "proxy", bench.folder, &source, &destination)?,
     ];
     let mut lines = Vec::new();
     for (rate, most) in RATES {
-        let pairs = if bench.quick { 3 } else { 9 };
-        let time = Duration::from_secs_f64(match (bench.quick, rate) {
-            (true, 50) => 1.0,
-            (true, _) => 0.4,
-            (false, 50) => 4.0,
-            (false, _) => 2.0,
-        });
-        let Beside { slices, ratios } = in_turn(&ways, 1, f64::from(rate), time, pairs)?;
-        let ([direct, floor, proxy], [_, _, ratio]) = (slices.as_slice(), ratios.as_slice()) else {
-            return Err("not three ways".into());
-        };
+        let time = time(bench, rate);
+        let turns: Vec<[Slice; 3]> = in_turn(bench.turns(), |way, turn| ways[way].slice(f64::from(rate), time, turn))?;
+        let of = |way: usize, part: fn(&Slice) -> f64| middle(&turns, |turn| part(&turn[way]));
+        let ratio = |part: fn(&Slice) -> f64| middle(&turns, |turn| part(&turn[2]) / part(&turn[1]));
+        let (cpu, p50, p99) = (|slice: &Slice| slice.cpu, |slice: &Slice| slice.p50, |slice: &Slice| slice.p99);
         let name = thousands(f64::from(rate));
-        lines.push(Line {
-            what: format!("{name} jobs/s: CPU"),
-            measured: format!("{:.1} µs a job", proxy.cpu),
-            limit: format!("floor {:.1} µs", floor.cpu),
-            ratio: Some(ratio.cpu),
-            reach: most.map_or_else(String::new, |most| format!("{most} of it")),
-            met: most.map(|most| ratio.cpu <= most),
-            cpu: Some(proxy.cpu),
-            note: format!("medians of {pairs} slices in turn"),
-            ..Line::default()
+        let line = at_most(
+            format!("{name} jobs/s: CPU a job"),
+            format!("{:.1} µs", of(2, cpu)),
+            format!("floor {:.1} µs", of(1, cpu)),
+            ratio(cpu),
+            most.unwrap_or_default(),
+        );
+        lines.push(match most {
+            Some(_) => line,
+            None => Line { reach: String::new(), met: None, ..line },
         });
         lines.push(Line {
-            what: format!("{name} jobs/s: latency"),
-            measured: format!("{:.0} µs", proxy.p50),
-            limit: format!("floor {:.0} µs", floor.p50),
-            ratio: Some(ratio.p50),
-            reach: "1.05 of it".to_owned(),
-            met: Some(ratio.p50 <= 1.05),
             note: format!(
                 "p99 {:.0} µs, floor {:.0} µs ({:.2}); without a relay {:.0} µs, p99 {:.0} µs",
-                proxy.p99, floor.p99, ratio.p99, direct.p50, direct.p99
+                of(2, p99),
+                of(1, p99),
+                ratio(p99),
+                of(0, p50),
+                of(0, p99)
             ),
+            ..at_most(
+                format!("{name} jobs/s: latency"),
+                format!("{:.0} µs", of(2, p50)),
+                format!("floor {:.0} µs", of(1, p50)),
+                ratio(p50),
+                1.05,
+            )
+        });
+    }
+    Ok(lines)
+}
+
+/// Beside a relay in Perl, as far as that can follow.
+pub fn peers(bench: &mut Bench) -> Outcome<Vec<Line>> {
+    let mut modules = Command::new("perl");
+    modules.args(["-MGearman::Worker", "-MGearman::Client", "-e1"]).stderr(Stdio::null());
+    if !modules.status().is_ok_and(|status| status.success()) {
+        let note = "needs Perl's Gearman::Worker and Gearman::Client".to_owned();
+        return Ok(vec![Line { what: "relay in Perl".to_owned(), measured: "-".to_owned(), note, ..Line::default() }]);
+    }
+    let (source, destination) = (bench.gearmand(Tables::Large)?, bench.gearmand(Tables::Large)?);
+    let ways = [
+        Way::perl(bench.folder, &source, &destination)?,
+        Way::proxy(&bench.proxy, "proxy", bench.folder, &source, &destination)?,
+    ];
+    let mut lines = Vec::new();
+    for rate in [50, 200, 1000] {
+        let time = time(bench, rate);
+        let turns: Vec<[Slice; 2]> = in_turn(bench.turns(), |way, turn| ways[way].slice(f64::from(rate), time, turn))?;
+        let of = |way: usize, part: fn(&Slice) -> f64| middle(&turns, |turn| part(&turn[way]));
+        let [[perl, slow], [proxy, quick]] = [0, 1].map(|way| [of(way, |slice| slice.cpu), of(way, |slice| slice.p50)]);
+        lines.push(Line {
+            what: format!("{} jobs/s beside Perl: CPU a job", thousands(f64::from(rate))),
+            measured: format!("{proxy:.0} µs"),
+            limit: format!("Perl {perl:.0} µs"),
+            ratio: Some(middle(&turns, |turn| turn[1].cpu / turn[0].cpu)),
+            note: format!("latency {quick:.0} µs, Perl {slow:.0} µs"),
             ..Line::default()
         });
     }

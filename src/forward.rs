@@ -114,6 +114,9 @@ impl Common {
         for forward in self.forwards_that(|forward| forward.due.load(Ordering::Relaxed) <= now) {
             forward.feed(Event::Time);
         }
+        if !self.memory.has_turn() {
+            return;
+        }
         // One of each kind in the process.
         let has_turn = |forward: &Shared| forward.large.iter().any(|share| share.lock().strong_count() > 0);
         for forward in self.forwards_that(has_turn) {
@@ -172,6 +175,8 @@ struct Shared {
     leads_to: Mutex<Option<(Address, Instant)>>,
     witness: Witness,
     teller: Teller,
+    /// Whether it counts as one of those that share the memory for jobs.
+    holds_much: AtomicBool,
     /// What has its turn, by [`Large`].
     large: [Mutex<Weak<Share>>; 2],
 }
@@ -202,6 +207,7 @@ impl Forward {
             teller: Teller::new(Arc::clone(&common.outages), metrics, common.max_job_size),
             config,
             common: common.clone(),
+            holds_much: AtomicBool::new(false),
             large: Default::default(),
         });
         let mut forward = Forward { shared: Arc::clone(&shared), threads: Vec::new() };
@@ -404,13 +410,14 @@ impl Shared {
     fn with_relay<T>(&self, event: Option<Event>, ask: impl FnOnce(&mut Relay) -> T) -> T {
         let mut relay = self.relay.lock();
         if let Some(event) = event {
-            relay.set_spare(self.common.memory.spare());
+            relay.set_spare(self.common.memory.spare(), self.common.memory.share());
             relay.event(now(), event);
         }
         let answer = ask(&mut relay);
         let actions = relay.actions();
         self.due.store(u64::try_from(relay.due().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.teller.metrics().set_held(relay.held());
+        self.common.memory.holds(relay.held_bytes(), &self.holds_much);
         drop(relay);
         self.carry_out(actions);
         answer

@@ -173,9 +173,10 @@ impl Relay {
         self.session.window.asleep() && self.session.window.held() == 0
     }
 
-    /// What all forwards together may still hold, bytes.
-    pub fn set_spare(&mut self, bytes: usize) {
+    /// What all forwards together may still hold, and what this one may ask for, bytes.
+    pub fn set_spare(&mut self, bytes: usize, share: usize) {
         self.spare = bytes;
+        self.session.window.set_share(share);
     }
 
     /// What happened. Afterwards [`Relay::actions`] are due, and a pump asks for its next step.
@@ -523,10 +524,10 @@ mod tests {
         let mut driver = Driver::new(settings(true));
         driver.arrive_with(b"H:s:1", &[b'd'; 300 << 10]);
         assert!(matches!(driver.next(Pump::Reader), Step::Read { .. }));
-        driver.relay.set_spare(0);
+        driver.relay.set_spare(0, usize::MAX);
         assert!(matches!(driver.next(Pump::Reader), Step::Park));
         assert_eq!(driver.relay.due(), driver.now + ROOM_LOOK);
-        driver.relay.set_spare(1);
+        driver.relay.set_spare(1, usize::MAX);
         assert!(matches!(driver.next(Pump::Reader), Step::Read { .. }));
     }
 

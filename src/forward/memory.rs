@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -44,6 +44,12 @@ const POOL_BYTES: usize = 8 << 20;
 /// A larger buffer is not kept, bytes.
 const LARGEST_KEPT: usize = 64 << 10;
 
+/// Bytes of jobs that forwards share where more than a few of them hold this much at once, and what their readers read at once.
+const SHARED_BYTES: usize = 16 << 20;
+const READ_BYTES: usize = 8 << 20;
+const FEW: usize = 16;
+const MUCH: usize = 2 << 10;
+
 /// What a source's reader reads at once, bytes: less when little of the budget is left, so that many of them share it.
 const SMALLEST_READ: usize = 8 << 10;
 const READS_LEFT: usize = 1024;
@@ -72,6 +78,8 @@ pub fn with_stages(config: &ForwardConfig, size: usize) -> usize {
 #[derive(Debug, Default)]
 pub struct Memory {
     held: AtomicUsize,
+    /// Forwards that hold more than a few jobs.
+    holders: AtomicUsize,
     pool: Mutex<Pool>,
     /// For jobs with what their stages make of them, and for results: a job may be held until its result is sent.
     lines: [Arc<Mutex<Line>>; 2],
@@ -144,13 +152,34 @@ impl Memory {
         BUDGET.saturating_sub(self.held.load(Ordering::Relaxed))
     }
 
-    /// A buffer that was used before, if there is one.
+    /// A buffer that was used before, if there is one. One that is larger than what is read now is given up.
     pub fn spare_buffer(&self) -> Vec<u8> {
+        let largest = self.read_size();
         let mut pool = self.pool.lock();
         pool.used = true;
-        let buffer = pool.buffers.pop().unwrap_or_default();
-        pool.bytes -= buffer.capacity();
-        buffer
+        while let Some(buffer) = pool.buffers.pop() {
+            pool.bytes -= buffer.capacity();
+            if buffer.capacity() <= largest {
+                return buffer;
+            }
+        }
+        Vec::new()
+    }
+
+    /// A forward holds this much; `much` is its mark.
+    pub fn holds(&self, bytes: usize, much: &AtomicBool) {
+        let holds = bytes > MUCH;
+        if much.load(Ordering::Relaxed) != holds && much.swap(holds, Ordering::Relaxed) != holds {
+            self.holders.fetch_add(if holds { 1 } else { usize::MAX }, Ordering::Relaxed);
+        }
+    }
+
+    /// The bytes that each forward may ask for.
+    pub fn share(&self) -> usize {
+        match self.holders.load(Ordering::Relaxed) {
+            ..=FEW => usize::MAX,
+            holders => SHARED_BYTES / holders,
+        }
     }
 
     /// Gives back what was not needed since the last time.
@@ -163,7 +192,8 @@ impl Memory {
 
     /// What a busy reader may read at once, bytes.
     pub fn read_size(&self) -> usize {
-        (self.spare() / READS_LEFT).clamp(SMALLEST_READ, LARGEST_KEPT)
+        let share = READ_BYTES / self.holders.load(Ordering::Relaxed).max(1);
+        (self.spare() / READS_LEFT).min(share).clamp(SMALLEST_READ, LARGEST_KEPT)
     }
 
     /// Reserves bytes, if they are there.
@@ -180,6 +210,11 @@ impl Memory {
         line.lock().waiting.push_back(send);
         call_next(line);
         turn
+    }
+
+    /// Whether anything large has its turn.
+    pub fn has_turn(&self) -> bool {
+        self.lines.iter().any(|line| line.lock().taken)
     }
 }
 
@@ -289,7 +324,7 @@ impl Home for Memory {
     fn take_back(&self, bytes: Vec<u8>) {
         let capacity = bytes.capacity();
         self.held.fetch_sub(capacity, Ordering::Relaxed);
-        if capacity > 0 && capacity <= LARGEST_KEPT {
+        if capacity > 0 && capacity <= self.read_size() {
             let mut pool = self.pool.lock();
             if pool.bytes + capacity <= POOL_BYTES {
                 pool.bytes += capacity;
@@ -377,6 +412,38 @@ mod tests {
         age(Duration::from_secs(1));
         assert_eq!(share.late(), Some(Mover::Source(1)));
         assert_eq!(share.late(), None);
+    }
+
+    #[test]
+    fn buffers_that_are_too_large_where_many_are_busy_are_given_up() {
+        let memory = Memory::default();
+        let marks: Vec<_> = (0..1000).map(|_| AtomicBool::new(false)).collect();
+        for size in [SMALLEST_READ, LARGEST_KEPT, LARGEST_KEPT] {
+            memory.lend(size);
+            memory.take_back(Vec::with_capacity(size));
+        }
+        assert_eq!(memory.spare_buffer().capacity(), LARGEST_KEPT);
+        marks.iter().for_each(|mark| memory.holds(MUCH + 1, mark));
+        assert_eq!(memory.spare_buffer().capacity(), SMALLEST_READ);
+        memory.lend(LARGEST_KEPT);
+        memory.take_back(Vec::with_capacity(LARGEST_KEPT));
+        assert!(memory.pool.lock().buffers.is_empty());
+    }
+
+    #[test]
+    fn many_that_hold_jobs_share_what_they_ask_for() {
+        let memory = Memory::default();
+        let marks: Vec<_> = (0..1000).map(|_| AtomicBool::new(false)).collect();
+        let hold = |bytes| marks.iter().for_each(|mark| memory.holds(bytes, mark));
+        hold(MUCH);
+        assert_eq!(memory.share(), usize::MAX);
+        hold(MUCH + 1);
+        hold(MUCH + 2);
+        assert_eq!((memory.share(), memory.read_size()), (SHARED_BYTES / 1000, READ_BYTES / 1000));
+        marks[FEW..].iter().for_each(|mark| memory.holds(0, mark));
+        assert_eq!(memory.share(), usize::MAX);
+        memory.holds(MUCH + 1, &marks[FEW]);
+        assert_eq!(memory.share(), SHARED_BYTES / (FEW + 1));
     }
 
     #[test]

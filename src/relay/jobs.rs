@@ -33,6 +33,9 @@ pub struct Held {
     pub gone: bool,
 }
 
+/// Slots that are kept while the source has no jobs.
+const FEW: usize = 16;
+
 /// See the module. A slot is a job's number while it is held.
 #[derive(Debug, Default)]
 pub struct Jobs {
@@ -102,6 +105,13 @@ impl Jobs {
         }
     }
 
+    /// The same where that is worth it: few jobs come again soon.
+    pub fn rest_after_many(&mut self) {
+        if self.slots.len() > FEW {
+            self.rest();
+        }
+    }
+
     /// Puts jobs back into a queue that is in the order of arrival.
     pub fn put_back(&self, queue: &mut VecDeque<u32>, slots: &[u32]) {
         let order = |slot: u32| self.get(slot).map_or(0, |held| held.order);
@@ -150,6 +160,19 @@ mod tests {
         assert_eq!((jobs.slots.capacity(), jobs.free.capacity()), (0, 0));
         let slot = jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO);
         assert_eq!(jobs.get(slot).map(|held| held.order), Some(6));
+    }
+
+    #[test]
+    fn few_slots_are_kept() {
+        let mut jobs = Jobs::default();
+        for count in [FEW, FEW + 1] {
+            let slots: Vec<_> = (0..count).map(|_| jobs.insert(Job::of(b"H:host:1", b"", b""), Now::ZERO)).collect();
+            for slot in slots {
+                jobs.remove(slot);
+            }
+            jobs.rest_after_many();
+            assert_eq!(jobs.slots.capacity() > 0, count == FEW);
+        }
     }
 
     #[test]

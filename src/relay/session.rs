@@ -482,6 +482,9 @@ impl Relay {
             buffer.clear();
             buffer.shrink_to(if session.window.asleep() { IDLE_BUFFER } else { LARGEST_BUFFER });
             session.spare = buffer;
+            if session.window.asleep() {
+                self.jobs.rest_after_many();
+            }
         }
     }
 

@@ -61,6 +61,8 @@ pub struct Window {
     /// Whether as many jobs are worth it as the configuration says, whatever the distance.
     explicit: bool,
     byte_limit: usize,
+    /// The bytes for which this forward may ask while many are busy.
+    share: usize,
     /// Grabs that may be on the wire now.
     ask: usize,
     /// Grabs without an answer.
@@ -93,6 +95,7 @@ impl Window {
         Window {
             explicit,
             byte_limit,
+            share: usize::MAX,
             ask: FIRST_GRABS,
             on_wire: 0,
             held: 0,
@@ -108,6 +111,11 @@ impl Window {
             asked_at: None,
             distance: Duration::ZERO,
         }
+    }
+
+    /// Asks for no more than this many bytes from now on, but for one job.
+    pub fn set_share(&mut self, share: usize) {
+        self.share = share;
     }
 
     /// Jobs that are worth asking for and holding over this distance.
@@ -195,7 +203,8 @@ impl Window {
         }
         let taken = self.on_wire + self.held;
         let by_count = ceiling.min(self.size()).saturating_sub(taken).min(self.ask.saturating_sub(self.on_wire));
-        let by_bytes = (self.room(spare) / self.average.max(1)).saturating_sub(self.on_wire);
+        let room = self.room(spare).min(self.share.saturating_sub(self.held_bytes));
+        let by_bytes = (room / self.average.max(1)).saturating_sub(self.on_wire);
         let one = taken == 0 || (needs && self.on_wire == 0);
         let grabs = by_count.min(by_bytes.max(usize::from(one)));
         if taken == 0 && grabs > 0 {
@@ -382,7 +391,7 @@ mod tests {
     #[test]
     fn a_source_that_is_far_is_asked_for_a_few_at_once() {
         assert_eq!(due(&mut woken(0, NEAR * 2)), Requests { grabs: FIRST_GRABS, sleep: true });
-        assert_eq!(due(&mut woken(1, NEAR * 2)).sleep, false);
+        assert!(!due(&mut woken(1, NEAR * 2)).sleep);
     }
 
     /// As when another worker is faster: all answers are NO_JOB, then it sleeps.
@@ -449,6 +458,32 @@ mod tests {
         }
         assert!(!window.has_room(600, 0), "300 kB are held");
         assert!(window.has_room(600, SPARE));
+    }
+
+    #[test]
+    fn a_share_bounds_what_is_asked_for_and_not_what_is_read() {
+        let mut window = Window::new(false, 8 << 20);
+        window.set_share(10_000);
+        let mut most = 0;
+        for _ in 0..100 {
+            due(&mut window);
+            most = most.max(window.held() + window.on_wire());
+            window.assigned(600);
+            if window.on_wire() == 0 {
+                let held = window.held();
+                release(&mut window, held, 600 * held);
+            }
+        }
+        assert_eq!(most, 16);
+        assert!(window.has_room(20_000, SPARE));
+        window.set_share(0);
+        let held = window.held();
+        release(&mut window, held, 600 * held);
+        while window.on_wire() > 0 {
+            window.no_job();
+        }
+        assert!(due(&mut window).sleep && window.noop(Duration::ZERO));
+        assert_eq!(grabs(&mut window), 1, "one job always fits");
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::latch::Latch;
 use crate::metrics::ForwardMetrics;
 use crate::notify::Heartbeats;
 use crate::outages::Outages;
-use crate::relay::{self, Actions, Cause, Event, LineId, Loss, Now, Pump, Relay, Step};
+use crate::relay::{self, Actions, Cause, Chunk, Event, LineId, Loss, Now, Pump, Relay, Step};
 pub use crate::relay::{Legacy, Timing};
 use crate::stages::Scratch;
 use gate::Gates;
@@ -307,12 +307,15 @@ impl Shared {
     fn pump(&self, pump: Pump) {
         let heartbeat = self.common.heartbeats.register(&self.thread_name(pump));
         let (_, wakes) = self.waker(pump);
-        let mut scratch = Scratch::default();
+        let (mut scratch, mut spare) = (Scratch::default(), Chunk::default());
         let (mut source, mut replies, mut rejects) = (None, None, None);
         let mut event = None;
         loop {
             event = match self.turn(event, pump) {
-                Step::Stage(batch) => Some(line::stage(self, pump, &heartbeat, &mut scratch, batch)),
+                Step::Stage(batch) => {
+                    let chunk = std::mem::take(&mut spare);
+                    Some(line::stage(self, pump, &heartbeat, &mut scratch, chunk, batch))
+                }
                 Step::Write(line, chunk) if pump == Pump::Reader => Some(line::write_at_once(self, line, chunk)),
                 Step::End => return,
                 // Everything else may wait for a peer, or for work.
@@ -325,7 +328,7 @@ impl Shared {
                         _ => reader::read(self, &mut source, generation, expected),
                     },
                     Step::Connect { line, destination } => Some(submitter::connect(self, line, destination)),
-                    Step::Write(line, chunk) => Some(line::write(self, line, chunk)),
+                    Step::Write(line, chunk) => Some(line::write(self, line, chunk, &mut spare)),
                     Step::WriteSource { generation, bytes } => Some(line::write_source(self, generation, bytes)),
                     Step::Reject(jobs) => Some(rejecter::reject(self, &mut rejects, &jobs)),
                     Step::Count { destination } => Some(submitter::count(self, destination)),

@@ -147,14 +147,21 @@ pub fn gather(expected: usize) {
     }
 }
 
-/// Runs the stages of a batch.
-pub fn stage(shared: &Shared, pump: Pump, heartbeat: &Heartbeat, scratch: &mut Scratch, batch: Batch) -> Event {
+/// Runs the stages of a batch. `chunk` is empty.
+pub fn stage(
+    shared: &Shared,
+    pump: Pump,
+    heartbeat: &Heartbeat,
+    scratch: &mut Scratch,
+    mut chunk: Chunk,
+    batch: Batch,
+) -> Event {
     let Batch { line, number, destination, jobs } = batch;
     let queue = shared.config.destinations[destination].queue.as_bytes();
     // Without stages a batch is never long in the making, and a look at the clock for each job costs more than the rest.
     let began = (!shared.config.stages.is_identity()).then(Instant::now);
     let mut outcomes = Vec::with_capacity(jobs.len());
-    let mut chunk = Chunk::for_jobs(jobs.len());
+    chunk.reserve(jobs.len());
     let mut unique = Vec::new();
     // What a job takes that its stages make large. What has its turn already may wait for this submitter.
     let grow = |bytes| {
@@ -237,8 +244,8 @@ fn stage_one(
     Ok(Staged::Submitted { data, packet })
 }
 
-/// Writes submissions, and tells each time that the destination made room for more.
-pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
+/// Writes submissions, and tells each time that the destination made room for more. `spare` gets the chunk that was written.
+pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk, spare: &mut Chunk) -> Event {
     let stream = shared.lines[line.submitter].stream(line.generation);
     let large = if chunk.len() > PIECE { shared.large(Large::Job) } else { None };
     while !chunk.is_empty() {
@@ -257,6 +264,7 @@ pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
         }
     }
     large.iter().for_each(|share| share.sent());
+    *spare = chunk.emptied();
     Event::Written { line, rest: None, failed: false }
 }
 

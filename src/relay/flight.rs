@@ -4,10 +4,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Now;
-use crate::gearman::packet::{Incoming, MAX_SMALL_PACKET, Packet, ProtocolError, error_code, kind};
+use crate::gearman::packet::{HEADER_SIZE, Incoming, MAX_SMALL_PACKET, Packet, ProtocolError, error_code, kind};
 
 /// Unconfirmed on all lines of a forward before anything was measured, bytes.
 const FIRST_UNCONFIRMED: u64 = 64 << 10;
+
+/// A handle as short as gearmand makes them as a rule, e.g. `H:mon1:123456`, bytes.
+const SHORTEST_HANDLE: usize = 12;
 
 /// A job that is alone on its line may take a second for each of these, bytes.
 const ALONE_BYTES_PER_SECOND: u64 = 16 << 10;
@@ -37,7 +40,9 @@ pub enum Reply {
 /// # Errors
 /// The bytes are no response that a client may get.
 pub fn read_replies(incoming: &mut Incoming, max_result: Option<usize>) -> Result<Vec<Reply>, ProtocolError> {
-    let mut replies = Vec::new();
+    // Most are as short as can be.
+    let most = incoming.unread().len() / (HEADER_SIZE + SHORTEST_HANDLE);
+    let mut replies = Vec::with_capacity(most.max(1));
     let limit = |kind| match (kind, max_result) {
         (kind::WORK_DATA | kind::WORK_WARNING | kind::WORK_COMPLETE | kind::WORK_EXCEPTION, Some(size)) => {
             size.saturating_add(MAX_SMALL_PACKET)

@@ -33,8 +33,8 @@ pub struct Intake {
     end: usize,
     read_size: usize,
     was_full: bool,
-    /// Jobs that came with the last read: about as many will come with the next.
-    former: usize,
+    /// Of the last read, for the next: about as many jobs will come with it.
+    jobs: Vec<(usize, Parts)>,
     /// The data of a job that is too large is being dropped.
     discard: Option<Discard>,
     max_job_size: usize,
@@ -58,7 +58,7 @@ impl Intake {
             end: unread.len(),
             read_size: SMALLEST_READ,
             was_full: false,
-            former: 0,
+            jobs: Vec::new(),
             discard: None,
             max_job_size,
             origin,
@@ -128,6 +128,7 @@ impl Intake {
     pub fn rest(&mut self) {
         self.read_size = SMALLEST_READ;
         self.was_full = false;
+        self.jobs = Vec::new();
         if self.end <= SMALLEST_READ && self.buffer.len() > SMALLEST_READ {
             self.buffer.truncate(SMALLEST_READ);
             self.buffer.shrink_to_fit();
@@ -139,8 +140,9 @@ impl Intake {
     /// # Errors
     /// The bytes are no response that a worker may get.
     pub fn take(&mut self, memory: impl FnOnce() -> Vec<u8>) -> Result<Vec<SourcePacket>, ProtocolError> {
-        let mut packets = Vec::with_capacity(self.former);
-        let mut jobs = Vec::with_capacity(self.former);
+        let mut jobs = std::mem::take(&mut self.jobs);
+        let mut packets = Vec::with_capacity(jobs.len());
+        jobs.clear();
         let mut at = self.drop_discarded(&mut packets);
         loop {
             let unread = self.buffer.get(at..self.end).unwrap_or_default();
@@ -189,7 +191,7 @@ impl Intake {
             }
         }
         self.hand_over(at, &jobs, &mut packets, memory);
-        self.former = jobs.len();
+        self.jobs = jobs;
         Ok(packets)
     }
 

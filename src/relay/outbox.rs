@@ -14,6 +14,9 @@ const REFERENCED_DATA: usize = 256;
 /// What a submission takes beside its data as a rule: header, queue, unique id, bytes.
 const BESIDE_DATA: usize = 128;
 
+/// A chunk's buffer that is larger is not used again, bytes.
+const LARGEST_KEPT: usize = 64 << 10;
+
 /// Submissions that are written together. Data that no stage has changed is not copied.
 #[derive(Debug, Default)]
 pub struct Chunk {
@@ -44,12 +47,19 @@ impl Chunk {
     }
 
     /// For the submissions of this many jobs.
-    pub fn for_jobs(count: usize) -> Chunk {
-        Chunk {
-            bytes: Vec::with_capacity(count * BESIDE_DATA),
-            references: Vec::with_capacity(count),
-            ..Chunk::default()
+    pub fn reserve(&mut self, count: usize) {
+        self.bytes.reserve(count * BESIDE_DATA);
+        self.references.reserve(count);
+    }
+
+    /// The same memory without content, for the next submissions.
+    pub fn emptied(mut self) -> Chunk {
+        if self.bytes.capacity() > LARGEST_KEPT {
+            return Chunk::default();
         }
+        self.bytes.clear();
+        self.references.clear();
+        Chunk { bytes: self.bytes, references: self.references, ..Chunk::default() }
     }
 
     /// Bytes that are not written yet.

@@ -77,7 +77,7 @@ pub struct Window {
     asleep: bool,
     /// A NOOP came, and nothing was asked for since.
     called: bool,
-    /// Grabs after a NOOP where jobs come one by one: fewer where those of the last are done with, else more.
+    /// Grabs after a NOOP where jobs come one by one: fewer where those of the last are done with, else several.
     first: usize,
     /// NOOPs brought no job: nothing is asked before this.
     not_before: Now,
@@ -163,7 +163,7 @@ impl Window {
             self.first = match self.held {
                 0 if self.distance > NEAR => FIRST_GRABS,
                 0 => (self.first / 2).max(1),
-                _ => (2 * self.first).min(2 * FIRST_GRABS),
+                _ => (2 * self.first).clamp(FIRST_GRABS, 2 * FIRST_GRABS),
             };
             if self.first <= FIRST_GRABS {
                 self.ask = FIRST_GRABS;

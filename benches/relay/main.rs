@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench                        every row, nine turns each: some half an hour
-//! cargo bench -- --quick             fewer and shorter turns, less exact: about a minute
+//! cargo bench -- --quick             fewer and shorter turns, less exact: some two minutes
 //! cargo bench -- sites full          only the rows whose names begin so
 //! cargo bench -- --proxy PATH        another build of the proxy
 //! cargo bench -- --musl PATH         the static build beside it

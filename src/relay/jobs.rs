@@ -105,9 +105,9 @@ impl Jobs {
         }
     }
 
-    /// The same where that is worth it: few jobs come again soon.
-    pub fn rest_after_many(&mut self) {
-        if self.slots.len() > FEW {
+    /// The same where the source is asleep and it is worth it: few jobs come again soon.
+    pub fn rest_after_many(&mut self, asleep: bool) {
+        if asleep && self.slots.len() > FEW {
             self.rest();
         }
     }
@@ -170,7 +170,9 @@ mod tests {
             for slot in slots {
                 jobs.remove(slot);
             }
-            jobs.rest_after_many();
+            jobs.rest_after_many(false);
+            assert!(jobs.slots.capacity() > 0);
+            jobs.rest_after_many(true);
             assert_eq!(jobs.slots.capacity() > 0, count == FEW);
         }
     }

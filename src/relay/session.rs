@@ -480,11 +480,10 @@ impl Relay {
         } else {
             // A thousand idle connections should not take much memory.
             buffer.clear();
-            buffer.shrink_to(if session.window.asleep() { IDLE_BUFFER } else { LARGEST_BUFFER });
+            let asleep = session.window.asleep();
+            buffer.shrink_to(if asleep { IDLE_BUFFER } else { LARGEST_BUFFER });
             session.spare = buffer;
-            if session.window.asleep() {
-                self.jobs.rest_after_many();
-            }
+            self.jobs.rest_after_many(asleep);
         }
     }
 

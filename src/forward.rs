@@ -73,7 +73,7 @@ pub struct Common {
 impl Common {
     /// To be called a few times a second: tells how many messages were not written, when they have stopped coming.
     pub fn tell(&self, now: Instant) {
-        self.forwards_that(|_| true).iter().for_each(|forward| forward.teller.look(now));
+        self.forwards_that(|forward| forward.teller.has_untold()).iter().for_each(|forward| forward.teller.look(now));
     }
 
     /// To be called every few seconds: gives memory back that an idle process does not need.

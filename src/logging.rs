@@ -170,6 +170,10 @@ impl Limiter {
         Some(mem::take(&mut self.suppressed))
     }
 
+    pub fn holds_back(&self) -> bool {
+        self.suppressed > 0
+    }
+
     /// How many were in messages that were not written, once, when there was none for five seconds. (At the end, ask for a later time.)
     pub fn due(&mut self, now: Instant) -> Option<u64> {
         let quiet = self.last.is_some_and(|last| now.duration_since(last) >= Self::QUIET);

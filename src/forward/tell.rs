@@ -27,6 +27,8 @@ pub struct Teller {
     began: AtomicBool,
     /// By [`Often`].
     limiters: Mutex<[Limiter; 4]>,
+    /// One of them holds something back.
+    untold: AtomicBool,
 }
 
 /// What may have to be told of each job, and is told once a second at most.
@@ -51,7 +53,8 @@ impl Teller {
         let config = &metrics.config;
         let destinations: Vec<String> = config.destinations.iter().map(ToString::to_string).collect();
         let name = format!("{} = {}", config.source, destinations.join(", "));
-        Teller { metrics, outages, name, max_job_size, began: AtomicBool::new(false), limiters: Mutex::default() }
+        let (began, untold) = (AtomicBool::new(false), AtomicBool::new(false));
+        Teller { metrics, outages, name, max_job_size, began, limiters: Mutex::default(), untold }
     }
 
     pub fn metrics(&self) -> &Arc<ForwardMetrics> {
@@ -63,13 +66,20 @@ impl Teller {
         self.say(Often::OddId, Level::Warn, || format!("uniq_callback of forward {}: {warning}", self.name));
     }
 
+    /// Whether there are messages that were not written.
+    pub fn has_untold(&self) -> bool {
+        self.untold.load(Ordering::Relaxed)
+    }
+
     /// Tells how many messages were not written, when they have stopped coming.
     pub fn look(&self, now: Instant) {
-        for (limiter, what) in self.limiters.lock().iter_mut().zip(UNTOLD) {
+        let mut limiters = self.limiters.lock();
+        for (limiter, what) in limiters.iter_mut().zip(UNTOLD) {
             if let Some(more) = limiter.due(now) {
                 info!("forward {}: {} {what}", self.name, counted(more).replacen(' ', " more ", 1));
             }
         }
+        self.untold.store(limiters.iter().any(Limiter::holds_back), Ordering::Relaxed);
     }
 
     /// A line about one job, unless there was one like it within this second.
@@ -83,7 +93,11 @@ impl Teller {
 
     /// How many were before these in lines that were not written, if there is to be one now.
     fn admit(&self, what: Often, jobs: u64) -> Option<u64> {
-        self.limiters.lock()[what as usize].admit(Instant::now(), jobs)
+        let admitted = self.limiters.lock()[what as usize].admit(Instant::now(), jobs);
+        if admitted.is_none() {
+            self.untold.store(true, Ordering::Relaxed);
+        }
+        admitted
     }
 
     fn lost(&self, server: &Server, role: &'static str, cause: &Cause, next: String) {

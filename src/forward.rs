@@ -304,6 +304,8 @@ impl Shared {
     }
 
     /// A thread's life: it asks the relay for its next step, takes it, and reports what came of it.
+    ///
+    /// No step is inlined: each of thousands of threads would have the stack of all of them.
     fn pump(&self, pump: Pump) {
         let heartbeat = self.common.heartbeats.register(&self.thread_name(pump));
         let (_, wakes) = self.waker(pump);

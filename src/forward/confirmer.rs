@@ -9,6 +9,7 @@ use crate::gearman::packet::Incoming;
 use crate::relay::{Event, LineId, Pump, read_replies};
 
 /// Reads once, and takes the whole replies. None where it is known already that this connection is gone.
+#[inline(never)]
 pub fn read(shared: &Shared, open: &mut Option<Reading<Incoming>>, line: LineId, expected: usize) -> Option<Event> {
     if open.as_ref().is_none_or(|open| open.generation != line.generation) {
         *open = shared.lines[line.submitter].reading(line.generation, &shared.common.memory);

@@ -148,6 +148,7 @@ pub fn gather(expected: usize) {
 }
 
 /// Runs the stages of a batch. `chunk` is empty.
+#[inline(never)]
 pub fn stage(
     shared: &Shared,
     pump: Pump,
@@ -245,6 +246,7 @@ fn stage_one(
 }
 
 /// Writes submissions, and tells each time that the destination made room for more. `spare` gets the chunk that was written.
+#[inline(never)]
 pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk, spare: &mut Chunk) -> Event {
     let stream = shared.lines[line.submitter].stream(line.generation);
     let large = if chunk.len() > PIECE { shared.large(Large::Job) } else { None };
@@ -269,6 +271,7 @@ pub fn write(shared: &Shared, line: LineId, mut chunk: Chunk, spare: &mut Chunk)
 }
 
 /// Writes as much as the socket takes at once.
+#[inline(never)]
 pub fn write_at_once(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
     let written = shared.lines[line.submitter]
         .stream(line.generation)
@@ -285,6 +288,7 @@ pub fn write_at_once(shared: &Shared, line: LineId, mut chunk: Chunk) -> Event {
 }
 
 /// Writes grabs, acknowledgements and results.
+#[inline(never)]
 pub fn write_source(shared: &Shared, generation: u32, mut bytes: Vec<u8>) -> Event {
     let stream = shared.source.stream(generation);
     let large = if bytes.len() > PIECE { shared.large(Large::Result) } else { None };

@@ -10,6 +10,7 @@ use crate::gearman::connection::{Connection, ConnectionError};
 use crate::relay::{Cause, Event, Home, Intake, Loss, Origin, Pump};
 
 /// Connects the source, and asks what tells its process from another, and whether this forward closes a loop.
+#[inline(never)]
 pub fn connect(shared: &Shared, generation: u32, source: &mut Option<Reading<Intake>>) -> Event {
     *source = None;
     match open(shared) {
@@ -53,6 +54,7 @@ fn open(shared: &Shared) -> Result<(Connection, Option<u32>), Loss> {
 }
 
 /// Reads once, and takes the whole packets. None where it is known already that this connection is gone.
+#[inline(never)]
 pub fn read(shared: &Shared, source: &mut Option<Reading<Intake>>, generation: u32, expected: usize) -> Option<Event> {
     let event = read_once(shared, source.as_mut().filter(|source| source.generation == generation)?, expected);
     let lost = |loss| {

@@ -8,6 +8,7 @@ use crate::gearman::connection::{Connection, ConnectionError};
 use crate::gearman::packet::{ProtocolError, error_code, kind, put_request};
 use crate::relay::{Event, Job, UniqueId};
 
+#[inline(never)]
 pub fn reject(shared: &Shared, open: &mut Option<Connection>, jobs: &[(Job, UniqueId)]) -> Event {
     let mut taken = Vec::with_capacity(jobs.len());
     let lost = deliver(shared, open, jobs, &mut taken).err();

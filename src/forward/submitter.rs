@@ -5,6 +5,7 @@ use crate::gearman::admin;
 use crate::gearman::connection::{Connection, ConnectionError};
 use crate::relay::{Event, LineId};
 
+#[inline(never)]
 pub fn connect(shared: &Shared, line: LineId, destination: usize) -> Event {
     match open(shared, destination) {
         Ok(connection) => {
@@ -25,6 +26,7 @@ fn open(shared: &Shared, destination: usize) -> Result<Connection, ConnectionErr
 }
 
 /// How many jobs the destination's queue holds, waiting or running, as its server counts; none where it doesn't tell.
+#[inline(never)]
 pub fn count(shared: &Shared, destination: usize) -> Event {
     let status = admin::queue(&shared.config.destinations[destination], &LIMITS, &shared.ended);
     Event::Counted(status.ok().map(|status| status.total))

@@ -66,7 +66,7 @@ fn check(metrics: &Metrics, payload: &str) -> String {
     let verdict = Verdict::of(metrics);
     let (code, state, text) = (verdict.code, verdict.state, verdict.text());
     let mut answer = format!("{code}:{state} - proxy version v{} running.{text}|", env!("CARGO_PKG_VERSION"));
-    for ((_, name), (value, unit)) in performance(&metrics.forwards()) {
+    for ((_, name), (value, unit)) in performance(&metrics.forwards(), verdict.backlog) {
         if filter.as_ref().is_none_or(|filter| filter.is_match(name.as_bytes())) {
             // Writing to a String can't fail.
             let _ = write!(answer, " '{name}'={value}{unit};;;");
@@ -99,6 +99,8 @@ struct Verdict {
     state: &'static str,
     /// What there is to tell, in sentences without a dot.
     sentences: Vec<String>,
+    /// Counted once, so that an answer does not contradict itself.
+    backlog: u64,
     forwards: usize,
     working: usize,
 }
@@ -142,7 +144,7 @@ impl Verdict {
         if connecting > 0 {
             sentences.push(format!("{} connecting", plural(connecting, "forward")));
         }
-        Verdict { code, state, sentences, forwards: forwards.len(), working }
+        Verdict { code, state, sentences, backlog, forwards: forwards.len(), working }
     }
 
     /// The sentences, each with a blank before it.
@@ -194,9 +196,8 @@ fn failed_servers(forwards: &[Arc<ForwardMetrics>], pattern_troubles: &Troubles)
 }
 
 /// The performance data: whether it is of one queue, and the name, to value and unit; in this order, names by their bytes.
-fn performance(forwards: &[Arc<ForwardMetrics>]) -> BTreeMap<(bool, String), (f64, &'static str)> {
+fn performance(forwards: &[Arc<ForwardMetrics>], backlog: u64) -> BTreeMap<(bool, String), (f64, &'static str)> {
     let servers: BTreeSet<&Server> = forwards.iter().map(|forward| &forward.config.source.server).collect();
-    let backlog: u64 = forwards.iter().map(|forward| backlog_of(forward)).sum();
     let all = [("server", servers.len() as f64), ("queues", forwards.len() as f64), ("backlog", backlog as f64)];
     let mut values = BTreeMap::from(all.map(|(name, value)| ((false, name.to_owned()), (value, ""))));
 

@@ -113,9 +113,11 @@ impl Window {
         }
     }
 
-    /// Asks for no more than this many bytes from now on, but for one job.
+    /// Asks for no more than this many bytes from now on, but for one job, and for what the configuration says.
     pub fn set_share(&mut self, share: usize) {
-        self.share = share;
+        if !self.explicit {
+            self.share = share;
+        }
     }
 
     /// Jobs that are worth asking for and holding over this distance.
@@ -484,6 +486,12 @@ mod tests {
         }
         assert!(due(&mut window).sleep && window.noop(Duration::ZERO));
         assert_eq!(grabs(&mut window), 1, "one job always fits");
+
+        let mut window = Window::new(true, 8 << 20);
+        window.set_share(0);
+        due(&mut window);
+        window.assigned(600);
+        assert!(grabs(&mut window) > 1, "an explicit prefetch is held");
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn it_is_not_fed_while_a_thread_is_stuck_though_all_others_work() {
     // Base64 of many `a`: each match looks at all that is left.
     source.submit_all("slow", &[b"YWFh".repeat(10_000)]);
     let logged = || fs::read_to_string(&log).unwrap_or_default();
-    let stuck = "[ERROR] (main) thread slow/submitter is stuck; systemd will restart the service";
+    let stuck = "[ERROR] (main) thread s1:slow is stuck; systemd will restart the service";
     let began = Instant::now();
     let (mut fed, mut relayed) = (began, false);
     let unfed = loop {

@@ -219,16 +219,14 @@ mod tests {
         let text = show(&forwards, "table 200x50");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("1:WARNING - gearman-proxy 1.0.0, process "), "{text}");
-        assert!(lines[0].ends_with(" up 0s: 2 of 4 forwards working; seccomp off"), "{text}");
+        assert!(lines[0].contains(" up ") && lines[0].ends_with("s: 2 of 4 forwards working; seccomp off"), "{text}");
         assert_eq!(lines[1], "1 server failed: b:1 (connection refused).");
         assert_eq!(lines[2..4], ["backlog contains 1234572 jobs.", "1 forward connecting."]);
         let lines = &lines[2..];
         assert_eq!(lines[2], "FORWARD        JOBS/S  BYTES/S   HELD  WAITING  REJECTED  STATE");
         assert_eq!(lines[3], "a:1 -> b:1");
-        assert_eq!(
-            lines[4],
-            "  z -> there        -        -      5     1.2M         0  down 0s: connection refused (b:1)"
-        );
+        assert!(lines[4].starts_with("  z -> there        -        -      5     1.2M         0  down "), "{text}");
+        assert!(lines[4].ends_with("s: connection refused (b:1)"), "{text}");
         assert_eq!(lines[5], "  x                 -        -      0        -         0  working");
         assert_eq!(lines[6], "b:1 -> a:1");
         assert!(lines[7].starts_with("  new ") && lines[7].ends_with("  connecting"), "{text}");
@@ -246,7 +244,7 @@ mod tests {
             assert!(text.lines().count() <= lines, "{columns}x{lines}: {text}");
             assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}x{lines}: {text}");
         }
-        assert!(show(&forwards, "table 80x24").contains("down 0s"), "the worst is among the first");
+        assert!(show(&forwards, "table 80x24").contains("  down "), "the worst is among the first");
         assert!(show(&forwards, "table 80x24").ends_with(" more, all working"));
         assert!(show(&forwards, "table 5000x5000").lines().count() <= 500);
     }

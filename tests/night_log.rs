@@ -100,9 +100,9 @@ fn forwards_that_a_reload_ends_are_no_outage() {
     };
     let mut proxy = Proxy::start(&forwards(20));
     source.wait_for_workers("q19", 1);
-    let connections = destination.connections().len();
+    wait_for("all are connected", || destination.connections().len() == 20);
     proxy.reload(&forwards(1));
-    wait_for("the others have ended", || connections == 20 && destination.connections().len() == 1);
+    wait_for("the others have ended", || destination.connections().len() == 1);
     // Lines about lost servers wait for others like them.
     stays(Duration::from_secs(3), "no warning", || !proxy.log().contains("[WARN]"));
     assert_eq!(proxy.stop().code(), Some(0));

@@ -386,6 +386,12 @@ mod tests {
     }
 
     #[test]
+    fn the_memory_for_short_replies_is_reserved_at_once() {
+        let replies = read(&response(kind::JOB_CREATED, b"H:mon1:12345").repeat(100), None).unwrap();
+        assert_eq!((replies.len(), replies.capacity()), (100, 100));
+    }
+
+    #[test]
     fn results_have_their_handle_and_what_follows_it() {
         let kinds = [
             kind::WORK_DATA,

@@ -252,6 +252,23 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_has_room_for_its_submissions_and_is_used_again_where_it_is_small() {
+        let mut chunk = Chunk::default();
+        chunk.reserve(10);
+        assert!(chunk.bytes.capacity() >= 10 * BESIDE_DATA && chunk.references.capacity() >= 10);
+        for (size, kept) in [(64 << 10, true), ((64 << 10) + 1, false)] {
+            let (mut chunk, _) = self::chunk();
+            let mut bytes = Vec::with_capacity(size);
+            bytes.append(&mut chunk.bytes);
+            chunk.bytes = bytes;
+            chunk.advance(1);
+            let emptied = chunk.emptied();
+            assert!(emptied.is_empty() && unwritten(&emptied).is_empty());
+            assert_eq!((emptied.bytes.capacity() > 0, emptied.references.capacity() > 0), (kept, kept), "{size} bytes");
+        }
+    }
+
+    #[test]
     fn the_thread_that_takes_a_chunk_writes_alone_and_what_is_left_comes_first_again() {
         let mut outbox = Outbox::default();
         outbox.push(Chunk::of(Vec::new()));

@@ -367,6 +367,7 @@ mod tests {
         let mut window = woken(0, Duration::ZERO);
         for grabs in [2, 1, 1] {
             assert_eq!(due(&mut window), Requests { grabs, sleep: true });
+            assert_eq!(window.on_wire(), grabs);
             assert_eq!(due(&mut window), Requests::default(), "asleep");
             window.assigned(1);
             (1..grabs).for_each(|_| window.no_job());
@@ -394,6 +395,34 @@ mod tests {
     fn a_source_that_is_far_is_asked_for_a_few_at_once() {
         assert_eq!(due(&mut woken(0, NEAR * 2)), Requests { grabs: FIRST_GRABS, sleep: true });
         assert!(!due(&mut woken(1, NEAR * 2)).sleep);
+        assert_eq!(due(&mut woken(0, NEAR)).grabs, FIRST_GRABS / 2);
+    }
+
+    #[test]
+    fn after_calls_that_came_while_jobs_were_held_the_next_is_answered_by_several() {
+        let mut window = woken(1, Duration::ZERO);
+        let asked = grabs(&mut window);
+        (0..asked).for_each(|_| window.no_job());
+        release(&mut window, 1, 1);
+        assert!(due(&mut window).sleep && window.noop(Duration::ZERO));
+        assert_eq!(due(&mut window), Requests { grabs: FIRST_GRABS, sleep: true });
+    }
+
+    #[test]
+    fn a_call_that_nobody_has_room_for_is_answered_later() {
+        let mut window = woken(0, Duration::ZERO);
+        assert_eq!(window.due(0, SPARE, false, Duration::from_secs(3600)), Requests::default());
+        assert_eq!(due(&mut window), Requests { grabs: FIRST_GRABS / 2, sleep: true });
+    }
+
+    #[test]
+    fn one_job_that_is_needed_is_asked_for_whatever_is_held() {
+        let mut window = Window::new(false, 1000);
+        let now = Duration::from_secs(3600);
+        (0..grabs(&mut window)).for_each(|_| window.assigned(1000));
+        assert_eq!(grabs(&mut window), 0);
+        assert_eq!(window.due(MANY, SPARE, true, now).grabs, 1);
+        assert_eq!(window.due(MANY, SPARE, true, now).grabs, 0, "it is on the wire");
     }
 
     /// As when another worker is faster: all answers are NO_JOB, then it sleeps.

@@ -71,7 +71,7 @@ pub struct Relay {
     randoms: u64,
     stopping: Option<Now>,
     /// Jobs whose stages were given up at the stop.
-    abandoned: usize,
+    abandoned: Vec<u32>,
     /// Jobs that went back at the stop.
     left: usize,
     expired: u64,
@@ -127,7 +127,7 @@ impl Relay {
             numbers,
             randoms: 0,
             stopping: None,
-            abandoned: 0,
+            abandoned: Vec::new(),
             left: 0,
             expired: 0,
             reader_parked: false,

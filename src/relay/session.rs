@@ -263,7 +263,8 @@ impl Relay {
         for (_, key, _) in std::mem::take(&mut self.session.unproven) {
             self.ledger.note(key, Fate::Delivered);
         }
-        for slot in std::mem::take(&mut self.waiting).into_iter().chain(std::mem::take(&mut self.suspects)) {
+        let queued = std::mem::take(&mut self.waiting).into_iter().chain(std::mem::take(&mut self.suspects));
+        for slot in queued.chain(std::mem::take(&mut self.abandoned)) {
             self.forget(slot);
         }
         for slot in self.rejects.clear() {
@@ -502,7 +503,7 @@ impl Relay {
         match self.session.phase {
             Phase::Relaying if self.stopping.is_some() => {
                 let late = self.stop_moments().is_some_and(|(leave, _)| leave <= now);
-                if self.session.window.held() == self.abandoned && self.session.window.on_wire() == 0 || late {
+                if self.session.window.held() == self.abandoned.len() && self.session.window.on_wire() == 0 || late {
                     self.leave(now);
                 }
             }

@@ -199,7 +199,7 @@ impl Relay {
                     continue;
                 }
                 Staged::Submitted { .. } | Staged::Interrupted => again.push(slot),
-                Staged::Abandoned => self.abandoned += 1,
+                Staged::Abandoned => self.abandoned.push(slot),
                 Staged::Undeliverable(undeliverable) => self.undeliverable(now, slot, Reason::Stage(undeliverable)),
                 Staged::Expired => self.expired(now, slot),
             }
@@ -226,6 +226,8 @@ mod tests {
 
     use super::*;
     use crate::relay::driver::{Driver, seconds, settings};
+    use crate::relay::ledger::Fate;
+    use crate::relay::quarantine::Blame;
     use crate::relay::{Event, Legacy, Loss, Pump, Relay, Reply, Settings, Step};
 
     /// A forward with these jobs.
@@ -279,6 +281,22 @@ mod tests {
         assert!(driver.relay.can_take(0, driver.now));
         driver.relay.leave(driver.now);
         assert!(!driver.relay.can_take(0, driver.now), "they go back");
+    }
+
+    #[test]
+    fn a_job_whose_stages_are_given_up_keeps_its_number_for_the_next_time() {
+        let mut driver = with_jobs(settings(true), 1);
+        let slot = driver.relay.waiting[0];
+        let key = driver.relay.jobs.get(slot).unwrap().job.identity().key;
+        // It was submitted before, on a line that was lost.
+        driver.relay.jobs.get_mut(slot).unwrap().number = 7;
+        let Step::Stage(batch) = driver.next(Pump::Submitter(0)) else { panic!() };
+        driver.event(Event::Stop);
+        let outcomes = vec![Staged::Abandoned];
+        driver.event(Event::Staged { line: batch.line, number: batch.number, outcomes, chunk: Chunk::default() });
+        driver.lose_source(Loss::silent(seconds(1)));
+        assert_eq!(driver.relay.ledger.claim(key), Some(Fate::Unconfirmed(7, Blame::default())));
+        assert!(driver.relay.jobs.all().is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use gearman_proxy::relay::Reply;
 
 use crate::clock::{Micros, SECOND, Timer};
 use crate::counts::Counts;
-use crate::plan::{Kind, Outcome, Plan, REJECTS, Unique};
+use crate::plan::{Fault, Kind, Outcome, Plan, REJECTS, Unique, Which};
 use crate::server::{End, Happening};
 use crate::world::World;
 
@@ -451,7 +451,13 @@ impl World<'_> {
                 return true;
             }
             let process = &self.processes[copy.process];
-            let in_trouble = self.source_was_in_trouble(source, copy.created);
+            // A cut may keep the acknowledgement from the source, and nobody else knows of it.
+            let is_cut = |(at, fault): &(Micros, Fault)| {
+                let concerns =
+                    matches!(fault, Fault::Cut { forward, which: Which::Source, .. } if *forward == copy.forward);
+                concerns && *at <= self.clock.now
+            };
+            let in_trouble = self.source_was_in_trouble(source, copy.created) || self.plan.faults.iter().any(is_cut);
             let knew = !process.killed && !in_trouble && copy.tellable;
             return !knew && (gone || !telling || self.plan.classes[class].unique != Unique::None);
         }

@@ -99,7 +99,6 @@ struct Verdict {
     state: &'static str,
     /// What there is to tell, in sentences without a dot.
     sentences: Vec<String>,
-    /// Counted once, so that an answer does not contradict itself.
     backlog: u64,
     forwards: usize,
     working: usize,
@@ -108,7 +107,9 @@ struct Verdict {
 impl Verdict {
     fn of(metrics: &Metrics) -> Verdict {
         let forwards = metrics.forwards();
-        let in_state = |state| forwards.iter().filter(|forward| forward.state() == state).count();
+        // Looked at once, so that an answer does not contradict itself.
+        let states: Vec<State> = forwards.iter().map(|forward| forward.state()).collect();
+        let in_state = |state| states.iter().filter(|&&of| of == state).count();
         let (working, connecting) = (in_state(State::Working), in_state(State::Connecting));
         let mut sentences = Vec::new();
         let pattern_troubles = metrics.pattern_troubles();
@@ -116,7 +117,8 @@ impl Verdict {
         if !failed.is_empty() {
             sentences.push(format!("{} failed: {}", plural(failed.len(), "server"), failed.join(", ")));
         }
-        let backlog: u64 = forwards.iter().map(|forward| backlog_of(forward)).sum();
+        let failed = forwards.iter().zip(&states).filter(|(_, state)| **state == State::Failed);
+        let backlog: u64 = failed.map(|(forward, _)| backlog_of(&forward.counts.lock())).sum();
         if backlog > 0 {
             sentences.push(format!("backlog contains {backlog} jobs"));
         }
@@ -171,11 +173,9 @@ fn plural(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// Jobs that wait although a forward should take them.
-fn backlog_of(forward: &ForwardMetrics) -> u64 {
-    let failed = forward.state() == State::Failed;
-    let counts = forward.counts.lock();
-    if failed { counts.waiting.unwrap_or(0).saturating_add(counts.held as u64) } else { 0 }
+/// Jobs that wait although a forward, which has failed, should take them.
+fn backlog_of(failed: &Counts) -> u64 {
+    failed.waiting.unwrap_or(0).saturating_add(failed.held as u64)
 }
 
 /// Each unavailable server with the reason that was there first, in order of `HOST:PORT`.

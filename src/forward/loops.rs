@@ -37,7 +37,8 @@ struct Answer {
     asked: Option<Instant>,
     /// It did not answer.
     untold: bool,
-    forwards: HashSet<u64>,
+    /// Thousands of forwards may share them.
+    forwards: Arc<HashSet<u64>>,
 }
 
 /// A forward that takes jobs: its number, what it is called, and where it takes them.
@@ -81,26 +82,27 @@ impl Shared {
     }
 
     /// The forwards of this process among a server's workers. Forwards that connect at one time share one question.
-    fn workers(&self, server: &Server, since: Instant) -> HashSet<u64> {
+    fn workers(&self, server: &Server, since: Instant) -> Arc<HashSet<u64>> {
         let answer = Arc::clone(self.common.loops.answers.lock().entry(server.clone()).or_default());
         while !self.ended.is_set() {
             let Some(mut answer) = answer.try_lock_for(LOOK) else { continue };
             if answer.asked.is_none_or(|asked| asked < since && !(answer.untold && asked.elapsed() < UNTOLD)) {
                 answer.asked = Some(Instant::now());
-                answer.forwards.clear();
                 let ours: HashSet<u64> = self.common.forwards_that(|_| true).iter().map(|other| other.number).collect();
                 // A server that doesn't know the command is not another name of one that is known by it.
+                let mut workers = HashSet::new();
                 let outcome = admin::each_worker(server, &LIMITS, &self.ended, |client_id, _| {
-                    answer.forwards.extend(number_in(client_id).filter(|number| ours.contains(number)));
+                    workers.extend(number_in(client_id).filter(|number| ours.contains(number)));
                 });
+                answer.forwards = Arc::new(workers);
                 if let Err(error) = &outcome {
                     log::debug!("{server} does not tell its workers: {error}");
                 }
                 answer.untold = matches!(outcome, Err(ConnectionError::NoAnswer(_)));
             }
-            return answer.forwards.clone();
+            return Arc::clone(&answer.forwards);
         }
-        HashSet::new()
+        Arc::default()
     }
 }
 

@@ -252,10 +252,9 @@ impl Forward {
                 std::panic::resume_unwind(panic);
             }
         }
-        let Shared { config, common, relay, .. } = &*self.shared;
+        let Shared { common, relay, .. } = &*self.shared;
         common.forwards.lock().retain(|forward| !Arc::ptr_eq(forward, &self.shared));
-        let successor = Relay::new(settings(config, common), Legacy::default());
-        std::mem::replace(&mut *relay.lock(), successor).into_legacy()
+        relay.lock().take_legacy()
     }
 
     /// What it counts.

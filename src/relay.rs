@@ -143,9 +143,9 @@ impl Relay {
     }
 
     /// What the next relay for the same source is to know. For one that has ended.
-    pub fn into_legacy(self) -> Legacy {
-        let numbers = Some((self.random, self.numbers));
-        Legacy { ledger: self.ledger, taken: self.taken, probing: self.outage.probing, numbers }
+    pub fn take_legacy(&mut self) -> Legacy {
+        let (ledger, numbers) = (std::mem::take(&mut self.ledger), Some((self.random, self.numbers)));
+        Legacy { ledger, taken: self.taken, probing: self.outage.probing, numbers }
     }
 
     /// Whether everything is over.
@@ -480,7 +480,7 @@ mod tests {
         driver.submit(0);
         driver.create(0, b"H:d:1");
         driver.relay.ledger.note(1, Fate::Delivered);
-        let legacy = driver.relay.into_legacy();
+        let legacy = driver.relay.take_legacy();
         assert_eq!((legacy.taken, legacy.numbers, legacy.ledger.is_empty()), (1, Some((7, 1)), false));
         let successor = Relay::new(Settings { random: 8, ..settings(false) }, legacy);
         assert_eq!((successor.taken, successor.random, successor.numbers), (1, 7, 1));

@@ -406,7 +406,7 @@ impl World<'_> {
         self.tell(|_| format!("Forward {number} has ended."));
         self.close_all(number);
         let forward = &mut self.forwards[number];
-        let legacy = forward.relay.take().map(Relay::into_legacy).unwrap_or_default();
+        let legacy = forward.relay.take().map(|mut relay| relay.take_legacy()).unwrap_or_default();
         let after = forward.after;
         if after == After::Successor {
             self.begin_forward(number, legacy);

@@ -23,6 +23,9 @@ const LOCAL: usize = 1;
 
 const CLASSES: usize = 4;
 
+/// Nothing that is compared depends on it.
+const NOW: Micros = 0;
+
 #[derive(Debug, Clone)]
 enum Step {
     /// Packets in one write.
@@ -178,10 +181,9 @@ struct Model {
     classes: Vec<Class>,
     peers: Vec<usize>,
     connections: usize,
-    /// Orders by number; jobs that local workers took, while they have them.
+    /// Jobs that local workers took, by number, while they have them.
     taken: Vec<Option<usize>>,
     orders: usize,
-    now: Micros,
 }
 
 impl Model {
@@ -193,7 +195,6 @@ impl Model {
             connections: 0,
             taken: Vec::new(),
             orders: 0,
-            now: 0,
         };
         for peer in 0..PEERS {
             let connection = model.connect(peer);
@@ -214,7 +215,7 @@ impl Model {
     fn execute(&mut self, connection: usize, mut bytes: &[u8]) -> bool {
         while let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() {
             let (kind, length) = header(head);
-            let after = self.server.execute(connection, kind, &rest[..length], &self.classes, 0, self.now);
+            let after = self.server.execute(connection, kind, &rest[..length], &self.classes, 0, NOW);
             if after == After::Closes {
                 return false;
             }
@@ -232,7 +233,7 @@ impl Model {
                 }
             }
             Step::Close(peer) => {
-                self.server.close(self.peers[*peer], self.now, true);
+                self.server.close(self.peers[*peer], NOW, true);
                 self.peers[*peer] = self.connect(*peer);
             }
             Step::Order { queue, class: number, unique, background } => {
@@ -246,13 +247,13 @@ impl Model {
             }
             Step::Leave(order) => self.server.leave(*order),
             Step::Take(queue) => {
-                let job = self.server.take(*queue, Worker::Local, self.now);
+                let job = self.server.take(*queue, Worker::Local, NOW);
                 outcome.handle = job.map(|job| self.handle(job));
                 self.taken.push(job);
             }
             Step::Work(number, kind) => {
                 if let Some(job) = self.taken[*number] {
-                    self.server.local_work(job, *kind, work_data(*kind), 0, self.now);
+                    self.server.local_work(job, *kind, work_data(*kind), 0, NOW);
                     if !matches!(*kind, kind::WORK_DATA | kind::WORK_WARNING) {
                         self.taken[*number] = None;
                     }

@@ -261,6 +261,7 @@ fn no_retries_are_burned_on_a_full_queue() {
     let jobs = numbered(20);
     source.submit_all("work", &jobs);
     destination.wait_for_jobs("work", 5);
+    source.wait_for_jobs("work", 15);
     outlasts_two_releases(&source, 15);
     let mut received = destination.drain_data("work");
     limit(&destination, 0);

@@ -440,11 +440,11 @@ impl Relay {
         self.progressed = true;
     }
 
-    fn delivered(&mut self, now: Now, held: &Held) {
+    fn delivered(&mut self, now: Now, held: &Held, sent: u32) {
         let (jobs, bytes_in, bytes_out, waited) = &mut self.delivered;
         *jobs += 1;
         *bytes_in += held.job.data().len() as u64;
-        *bytes_out += u64::from(held.sent);
+        *bytes_out += u64::from(sent);
         *waited += now.saturating_sub(held.arrived);
     }
 
@@ -548,7 +548,7 @@ mod tests {
         driver.now = seconds(3);
         driver.told.clear();
         let line = driver.relay.line_id(0);
-        driver.event(Event::Replies { line, replies: vec![Reply::Created(Vec::new()); 2] });
+        driver.event(Event::Replies { line, replies: vec![Reply::Taken(2)] });
         assert_eq!(driver.told, [Tell::Delivered { jobs: 2, bytes_in: 8, bytes_out: 8, waited: seconds(5) }]);
         driver.told.clear();
         driver.event(Event::Time);
@@ -583,7 +583,7 @@ mod tests {
             let mut driver = Driver::new(Settings { workers: 3, prefetch: 4, ..settings(asynchronous) });
             park(&mut driver);
             let generation = driver.relay.session.generation;
-            let packets = (0..jobs).map(|_| SourcePacket::Job(Job::of(b"H:s:1", b"", b""))).collect();
+            let packets = (0..jobs).map(|_| SourcePacket::Jobs(Job::of(b"H:s:1", b"", b"").alone())).collect();
             driver.event(Event::SourcePackets { generation, packets });
             let submitters: Vec<Pump> = (0..woken).map(Pump::Submitter).collect();
             assert_eq!(driver.woken, submitters, "{jobs} jobs");

@@ -148,7 +148,7 @@ impl Driver {
             self.source_sends(SourcePacket::Noop);
         }
         assert_eq!(self.owed.remove(0), kind::GRAB_JOB_UNIQ);
-        self.source_sends(SourcePacket::Job(Job::of(handle, b"", data)));
+        self.source_sends(SourcePacket::Jobs(Job::of(handle, b"", data).alone()));
     }
 
     /// Time passes, and the source answers nothing.
@@ -234,6 +234,10 @@ impl Driver {
 
     /// The destination takes the job that was submitted first, under this handle.
     pub fn create(&mut self, submitter: usize, handle: &[u8]) {
-        self.reply(submitter, Reply::Created(handle.to_vec()));
+        let reply = match self.relay.settings.asynchronous {
+            true => Reply::Taken(1),
+            false => Reply::Created(handle.to_vec()),
+        };
+        self.reply(submitter, reply);
     }
 }

@@ -11,12 +11,14 @@ pub struct Exchange {
     pub slot: u32,
     /// Its handle at the destination, once that has taken it.
     handle: Option<Vec<u8>>,
+    /// Bytes of the data that it was submitted with.
+    sent: u32,
     probe_at: Now,
 }
 
 impl Exchange {
-    pub fn new(slot: u32) -> Exchange {
-        Exchange { slot, handle: None, probe_at: Now::MAX }
+    pub fn new(slot: u32, sent: u32) -> Exchange {
+        Exchange { slot, handle: None, sent, probe_at: Now::MAX }
     }
 
     /// The destination has taken it.
@@ -39,11 +41,11 @@ impl Relay {
     /// A part of a job's result, or its end. `false` if it is for no job that is under way there.
     pub(super) fn worked(&mut self, now: Now, submitter: usize, kind: u32, handle: &[u8], rest: &[u8]) -> bool {
         let line = &mut self.lines[submitter];
-        let Some(Exchange { slot, handle: Some(expected), .. }) = &line.exchange else { return false };
+        let Some(Exchange { slot, handle: Some(expected), sent, .. }) = &line.exchange else { return false };
         if expected != handle {
             return false;
         }
-        let slot = *slot;
+        let (slot, sent) = (*slot, *sent);
         line.moved_at = now;
         let Some(held) = self.jobs.get(slot) else { return true };
         // The rest begins with the NUL behind the handle.
@@ -59,7 +61,7 @@ impl Relay {
                 full.since = now;
             }
             if let Some(held) = self.jobs.remove(slot) {
-                self.delivered(now, &held);
+                self.delivered(now, &held, sent);
                 self.release(now, held);
             }
         }

@@ -1,8 +1,9 @@
 //! Bytes from the source to packets for the relay: jobs come out whole, in a block that they share.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::job::{Block, Home, Job, Origin, Parts};
+use super::job::{Block, Home, Origin, Parts, Run};
 use crate::gearman::packet::{HEADER_SIZE, MAX_SMALL_PACKET, Packet, Parsed, ProtocolError, error_code, kind, parse};
 
 /// What is read at once at least and at most, bytes: it doubles while reads are full, and is small again when the source
@@ -13,7 +14,7 @@ const LARGEST_READ: usize = 64 << 10;
 /// What a source sent.
 #[derive(Debug)]
 pub enum SourcePacket {
-    Job(Job),
+    Jobs(Run),
     /// A job whose data is larger than allowed; it was read off.
     TooLarge {
         handle: Vec<u8>,
@@ -33,8 +34,8 @@ pub struct Intake {
     end: usize,
     read_size: usize,
     was_full: bool,
-    /// Of the last read, for the next: about as many jobs will come with it.
-    jobs: Vec<(usize, Parts)>,
+    /// Jobs that the last read brought: about as many come with the next.
+    expected: usize,
     /// The data of a job that is too large is being dropped.
     discard: Option<Discard>,
     max_job_size: usize,
@@ -58,7 +59,7 @@ impl Intake {
             end: unread.len(),
             read_size: SMALLEST_READ,
             was_full: false,
-            jobs: Vec::new(),
+            expected: 0,
             discard: None,
             max_job_size,
             origin,
@@ -128,7 +129,6 @@ impl Intake {
     pub fn rest(&mut self) {
         self.read_size = SMALLEST_READ;
         self.was_full = false;
-        self.jobs = Vec::new();
         if self.end <= SMALLEST_READ && self.buffer.len() > SMALLEST_READ {
             self.buffer.truncate(SMALLEST_READ);
             self.buffer.shrink_to_fit();
@@ -140,9 +140,10 @@ impl Intake {
     /// # Errors
     /// The bytes are no response that a worker may get.
     pub fn take(&mut self, memory: impl FnOnce() -> Vec<u8>) -> Result<Vec<SourcePacket>, ProtocolError> {
-        let mut jobs = std::mem::take(&mut self.jobs);
-        let mut packets = Vec::with_capacity(jobs.len());
-        jobs.clear();
+        let mut packets = Vec::new();
+        let mut jobs = Vec::with_capacity(self.expected);
+        // Jobs behind each other, and where they belong among the packets.
+        let mut runs: Vec<(usize, Range<u32>)> = Vec::new();
         let mut at = self.drop_discarded(&mut packets);
         loop {
             let unread = self.buffer.get(at..self.end).unwrap_or_default();
@@ -176,8 +177,14 @@ impl Intake {
                                 let ([handle, _, _], _) = packet.arguments()?;
                                 SourcePacket::TooLarge { handle: handle.to_vec(), size: parts.data_size() }
                             } else {
-                                jobs.push((packets.len(), parts));
-                                SourcePacket::Noop
+                                at += end;
+                                jobs.push(parts);
+                                let count = jobs.len() as u32;
+                                match runs.last_mut() {
+                                    Some((position, numbers)) if *position == packets.len() => numbers.end = count,
+                                    _ => runs.push((packets.len(), count - 1..count)),
+                                }
+                                continue;
                             }
                         }
                         kind::NO_JOB => SourcePacket::NoJob,
@@ -190,8 +197,13 @@ impl Intake {
                 }
             }
         }
-        self.hand_over(at, &jobs, &mut packets, memory);
-        self.jobs = jobs;
+        self.expected = jobs.len();
+        if let Some(all) = self.hand_over(at, jobs, memory) {
+            // From behind, as what is inserted moves what follows.
+            for (position, numbers) in runs.into_iter().rev() {
+                packets.insert(position, SourcePacket::Jobs(all.part(numbers)));
+            }
+        }
         Ok(packets)
     }
 
@@ -210,22 +222,16 @@ impl Intake {
 
     /// Puts the jobs into a block. A buffer that is mostly full of them becomes the block, and another one takes its
     /// place; of one that is not, they are copied: held jobs must not hold much more memory than they need.
-    fn hand_over(
-        &mut self,
-        at: usize,
-        jobs: &[(usize, Parts)],
-        packets: &mut [SourcePacket],
-        memory: impl FnOnce() -> Vec<u8>,
-    ) {
+    fn hand_over(&mut self, at: usize, mut jobs: Vec<Parts>, memory: impl FnOnce() -> Vec<u8>) -> Option<Run> {
         if jobs.is_empty() {
             self.buffer.copy_within(at..self.end, 0);
             self.end -= at;
-            return;
+            return None;
         }
         let rest = at..self.end;
-        let (block, offset) = if at < self.buffer.len() / 2 {
-            let start = jobs.first().map_or(0, |(_, parts)| parts.range().start);
-            let end = jobs.last().map_or(0, |(_, parts)| parts.range().end);
+        let bytes = if at < self.buffer.len() / 2 {
+            let start = jobs.first().map_or(0, |parts| parts.range().start);
+            let end = jobs.last().map_or(0, |parts| parts.range().end);
             let mut bytes = memory();
             let copied = self.buffer.get(start..end).unwrap_or_default();
             // As below: when it is read into again, it has its length.
@@ -234,7 +240,8 @@ impl Intake {
                 None => copied.clone_into(&mut bytes),
             }
             self.buffer.copy_within(rest.clone(), 0);
-            (bytes, start)
+            jobs.iter_mut().for_each(|parts| parts.move_by(start));
+            bytes
         } else {
             let mut next = memory();
             // Its length stays what it was if that is enough: growing costs zeros.
@@ -245,15 +252,10 @@ impl Intake {
             if let (Some(to), Some(from)) = (next.get_mut(..rest.len()), self.buffer.get(rest.clone())) {
                 to.copy_from_slice(from);
             }
-            (std::mem::replace(&mut self.buffer, next), 0)
+            std::mem::replace(&mut self.buffer, next)
         };
         self.end = rest.len();
-        let block = Arc::new(Block::new(block, self.home.clone()));
-        for (position, parts) in jobs {
-            if let Some(packet) = packets.get_mut(*position) {
-                *packet = SourcePacket::Job(parts.moved_by(offset).in_block(Arc::clone(&block)));
-            }
-        }
+        Some(Block::new(bytes, jobs, self.home.clone()).into_run())
     }
 }
 
@@ -261,6 +263,7 @@ impl Intake {
 mod tests {
     use super::*;
     use crate::gearman::packet::put_request;
+    use crate::relay::job::Job;
 
     const MAX_JOB_SIZE: usize = 10_000;
 
@@ -294,14 +297,16 @@ mod tests {
 
     fn told(packets: &[SourcePacket]) -> Vec<String> {
         let tell = |packet: &SourcePacket| match packet {
-            SourcePacket::Job(job) => {
-                assert!(job.unique() == b"id" && job.data().iter().all(|&byte| byte == b'd'));
-                format!("job {} {}", job.handle().escape_ascii(), job.data().len())
-            }
-            SourcePacket::TooLarge { handle, size } => format!("large {} {size}", handle.escape_ascii()),
-            other => format!("{other:?}"),
+            SourcePacket::Jobs(run) => run.clone().map(|job| tell_job(&job)).collect(),
+            SourcePacket::TooLarge { handle, size } => vec![format!("large {} {size}", handle.escape_ascii())],
+            other => vec![format!("{other:?}")],
         };
-        packets.iter().map(tell).collect()
+        packets.iter().flat_map(tell).collect()
+    }
+
+    fn tell_job(job: &Job) -> String {
+        assert!(job.unique() == b"id" && job.data().iter().all(|&byte| byte == b'd'));
+        format!("job {} {}", job.handle().escape_ascii(), job.data().len())
     }
 
     #[test]

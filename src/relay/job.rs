@@ -21,18 +21,48 @@ pub trait Home: fmt::Debug + Send + Sync {
     fn take_back(&self, bytes: Vec<u8>);
 }
 
-/// Bytes that were read at once, with whole jobs in them.
+/// Bytes that were read at once, and the jobs in them.
 pub struct Block {
     bytes: Vec<u8>,
+    jobs: Vec<Parts>,
+    /// Their handles once more, side by side: an acknowledgement needs no more, and comes when `bytes` are in no cache.
+    handles: Vec<u8>,
     home: Option<Arc<dyn Home>>,
 }
 
 impl Block {
-    pub fn new(bytes: Vec<u8>, home: Option<Arc<dyn Home>>) -> Block {
+    pub fn new(bytes: Vec<u8>, mut jobs: Vec<Parts>, home: Option<Arc<dyn Home>>) -> Block {
         if let Some(home) = &home {
             home.lend(bytes.capacity());
         }
-        Block { bytes, home }
+        let mut handles = Vec::with_capacity(jobs.iter().map(Parts::handle_size).sum());
+        for parts in &mut jobs {
+            parts.handle_copy = handles.len() as u32;
+            handles.extend_from_slice(&bytes[parts.handle.0 as usize..parts.handle.1 as usize]);
+        }
+        Block { bytes, jobs, handles, home }
+    }
+
+    /// All its jobs, behind each other.
+    pub fn into_run(self) -> Run {
+        let numbers = 0..self.jobs.len() as u32;
+        Run { block: Arc::new(self), numbers }
+    }
+
+    fn parts(&self, number: u32) -> &Parts {
+        // Whoever has a number has it from the block.
+        &self.jobs[number as usize]
+    }
+
+    fn handle(&self, number: u32) -> &[u8] {
+        let parts = self.parts(number);
+        let handles = self.handles.get(parts.handle_copy as usize..).unwrap_or_default();
+        handles.get(..parts.handle_size()).unwrap_or_default()
+    }
+
+    fn handle_number(&self, number: u32) -> Option<(&[u8], u64)> {
+        let (in_handle, at) = self.parts(number).handle_number?;
+        Some((self.handle(number).get(..at as usize)?, in_handle))
     }
 }
 
@@ -46,14 +76,16 @@ impl Drop for Block {
 
 impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Block({} bytes)", self.bytes.len())
+        write!(f, "Block({} bytes, {} jobs)", self.bytes.len(), self.jobs.len())
     }
 }
 
-/// Where the parts of a job stand in a block, and its identity; becomes a [`Job`] with that block.
+/// Where the parts of a job stand in a block, and its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parts {
     handle: (u32, u32),
+    /// Where it begins among the copied ones.
+    handle_copy: u32,
     unique: (u32, u32),
     data: (u32, u32),
     /// The number at the handle's end and where that begins in it; none where it ends in no number.
@@ -66,6 +98,7 @@ impl Parts {
     ///
     /// # Errors
     /// It lacks an argument, or its handle is empty.
+    #[inline]
     pub fn read(start: usize, packet: &Packet<'_>, origin: &Origin) -> Result<Parts, ProtocolError> {
         let ([handle, queue, unique], data) = packet.arguments()?;
         if handle.is_empty() {
@@ -80,6 +113,7 @@ impl Parts {
         let data = data.get(extra..).unwrap_or_default();
         Ok(Parts {
             handle: range(handle_at, handle.len()),
+            handle_copy: 0,
             unique: range(unique_at, unique.len()),
             data: range(data_at + extra, data.len()),
             handle_number: number_of(handle),
@@ -92,18 +126,20 @@ impl Parts {
         (self.data.1 - self.handle.0) as usize
     }
 
+    fn handle_size(&self) -> usize {
+        (self.handle.1 - self.handle.0) as usize
+    }
+
     pub fn data_size(&self) -> usize {
         (self.data.1 - self.data.0) as usize
     }
 
-    pub fn in_block(self, block: Arc<Block>) -> Job {
-        Job { block, parts: self }
-    }
-
-    /// The same job in a block of its own, for bytes that must not keep a large block alive.
-    pub fn moved_by(self, offset: usize) -> Parts {
-        let shift = |(start, end): (u32, u32)| (start - offset as u32, end - offset as u32);
-        Parts { handle: shift(self.handle), unique: shift(self.unique), data: shift(self.data), ..self }
+    /// Its bytes are copied to where they stand this much earlier.
+    pub fn move_by(&mut self, offset: usize) {
+        for (start, end) in [&mut self.handle, &mut self.unique, &mut self.data] {
+            *start -= offset as u32;
+            *end -= offset as u32;
+        }
     }
 
     /// Where its bytes stand, from its handle to the end of its data.
@@ -112,11 +148,38 @@ impl Parts {
     }
 }
 
-/// A job that was taken from the source.
+/// Jobs of one block that came behind each other.
+#[derive(Debug, Clone)]
+pub struct Run {
+    block: Arc<Block>,
+    numbers: Range<u32>,
+}
+
+impl Run {
+    /// Some of them.
+    pub fn part(&self, numbers: Range<u32>) -> Run {
+        Run { block: Arc::clone(&self.block), numbers }
+    }
+
+    /// What [`Job::handle_number`] says of each.
+    pub fn handle_numbers(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        self.numbers.clone().filter_map(|number| self.block.handle_number(number))
+    }
+}
+
+impl Iterator for Run {
+    type Item = Job;
+
+    fn next(&mut self) -> Option<Job> {
+        self.numbers.next().map(|number| Job { block: Arc::clone(&self.block), number })
+    }
+}
+
+/// A job that was taken from the source: a block and its place there.
 #[derive(Debug, Clone)]
 pub struct Job {
     block: Arc<Block>,
-    parts: Parts,
+    number: u32,
 }
 
 impl Job {
@@ -126,7 +189,17 @@ impl Job {
         let body = [handle, b"queue", unique, data].join(&0);
         let packet = Packet { kind: crate::gearman::packet::kind::JOB_ASSIGN_UNIQ, body: &body };
         let parts = Parts::read(0, &packet, &Origin::new("server:1", Some(4711), "queue")).unwrap();
-        parts.in_block(Arc::new(Block::new([&[0; HEADER_SIZE], &body[..]].concat(), None)))
+        Block::new([&[0; HEADER_SIZE], &body[..]].concat(), vec![parts], None).into_run().next().unwrap()
+    }
+
+    /// As it comes.
+    #[cfg(test)]
+    pub fn alone(self) -> Run {
+        Run { block: self.block, numbers: self.number..self.number + 1 }
+    }
+
+    fn parts(&self) -> &Parts {
+        self.block.parts(self.number)
     }
 
     fn part(&self, (start, end): (u32, u32)) -> &[u8] {
@@ -135,27 +208,26 @@ impl Job {
 
     /// The source's handle.
     pub fn handle(&self) -> &[u8] {
-        self.part(self.parts.handle)
+        self.block.handle(self.number)
     }
 
     /// The source's unique id; empty for none.
     pub fn unique(&self) -> &[u8] {
-        self.part(self.parts.unique)
+        self.part(self.parts().unique)
     }
 
     /// As it came.
     pub fn data(&self) -> &[u8] {
-        self.part(self.parts.data)
+        self.part(self.parts().data)
     }
 
     /// The handle's number and what stands before it; none where it ends in no number.
     pub fn handle_number(&self) -> Option<(&[u8], u64)> {
-        let (number, at) = self.parts.handle_number?;
-        Some((self.handle().get(..at as usize)?, number))
+        self.block.handle_number(self.number)
     }
 
     pub fn identity(&self) -> Identity {
-        self.parts.identity
+        self.parts().identity
     }
 
     /// What counts its block.
@@ -165,7 +237,7 @@ impl Job {
 
     /// The bytes that a held job counts with.
     pub fn size(&self) -> usize {
-        self.parts.size()
+        self.parts().size()
     }
 }
 
@@ -206,6 +278,8 @@ impl Hash128 {
     }
 
     fn part(mut self, bytes: &[u8]) -> Hash128 {
+        self.low ^= (bytes.len() as u64).wrapping_mul(K[1]);
+        self.high ^= (bytes.len() as u64).wrapping_mul(K[3]);
         let (chunks, rest) = bytes.as_chunks::<32>();
         chunks.iter().for_each(|chunk| self.mix(words(chunk)));
         let mut last = [0; 32];
@@ -213,7 +287,6 @@ impl Hash128 {
             last.copy_from_slice(rest);
         }
         self.mix(words(&last));
-        self.mix([bytes.len() as u64, K[1], bytes.len() as u64, K[3]]);
         self
     }
 
@@ -246,9 +319,11 @@ impl Origin {
         Origin { hash: Hash128::START.part(server.as_bytes()).part(&number).part(queue.as_bytes()) }
     }
 
+    #[inline]
     pub fn identify(&self, handle: &[u8], unique: &[u8], data: &[u8]) -> Identity {
         let hash = self.hash.part(handle).part(data);
-        Identity { key: hash.part(unique).finish(), id: hash.finish() }
+        let id = hash.finish();
+        Identity { key: if unique.is_empty() { id } else { hash.part(unique).finish() }, id }
     }
 }
 
@@ -276,9 +351,9 @@ impl UniqueId {
         match self {
             UniqueId::Source => out.extend_from_slice(job.unique()),
             UniqueId::Hash(epoch) => {
-                out.extend_from_slice(digits(job.handle()));
+                out.extend_from_slice(digits(job));
                 out.push(b'-');
-                let id = job.parts.identity.id;
+                let id = job.identity().id;
                 out.extend_from_slice(&hex(if epoch == 0 {
                     id
                 } else {
@@ -294,10 +369,15 @@ impl UniqueId {
     }
 }
 
-/// The digits at the end of a handle such as `H:host:123`, twenty at most.
-fn digits(handle: &[u8]) -> &[u8] {
-    let count = handle.iter().rev().take(20).take_while(|byte| byte.is_ascii_digit()).count();
-    if count == 0 { b"0" } else { &handle[handle.len() - count..] }
+/// The digits at the end of a job's handle such as `H:host:123`, twenty at most.
+fn digits(job: &Job) -> &[u8] {
+    let handle = job.handle();
+    let count = match job.parts().handle_number {
+        Some((_, at)) => handle.len() - at as usize,
+        // None, or more than a number has.
+        None => handle.iter().rev().take_while(|byte| byte.is_ascii_digit()).count(),
+    };
+    if count == 0 { b"0" } else { &handle[handle.len() - count.min(20)..] }
 }
 
 /// The number at a handle's end, and where that begins.
@@ -309,13 +389,23 @@ fn number_of(handle: &[u8]) -> Option<(u64, u32)> {
     Some((number, before.len() as u32))
 }
 
-const HEX: &[u8; 16] = b"0123456789abcdef";
+/// The two hex digits of each byte.
+const HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < pairs.len() {
+        pairs[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
 
 /// As 32 hex digits; std's formatting takes as long as the hash of a whole job.
 fn hex(number: u128) -> [u8; 32] {
     let mut digits = [0; 32];
     for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
-        *pair = [byte >> 4, byte & 15].map(|digit| HEX[usize::from(digit & 15)]);
+        *pair = HEX[usize::from(byte)];
     }
     digits
 }
@@ -338,7 +428,7 @@ mod tests {
         let mut bytes = vec![b'.'; 5 + HEADER_SIZE];
         bytes.extend_from_slice(body);
         let parts = Parts::read(5, &Packet { kind: kind::JOB_ASSIGN_UNIQ, body }, &origin())?;
-        Ok(parts.in_block(Arc::new(Block::new(bytes, None))))
+        Ok(Block::new(bytes, vec![parts], None).into_run().next().unwrap())
     }
 
     fn id(unique: UniqueId, job: &Job) -> String {
@@ -351,11 +441,13 @@ mod tests {
     fn a_job_has_handle_unique_id_and_data() {
         let job = job(b"H:a:1\0queue\0id\0da\0ta").unwrap();
         assert_eq!((job.handle(), job.unique(), job.data()), (&b"H:a:1"[..], &b"id"[..], &b"da\0ta"[..]));
-        assert_eq!((job.size(), job.parts.data_size()), (20, 5));
-        assert_eq!(job.parts.range(), 17..37);
+        assert_eq!((job.size(), job.parts().data_size()), (20, 5));
+        assert_eq!(job.parts().range(), 17..37);
         assert_eq!(job.identity(), origin().identify(b"H:a:1", b"id", b"da\0ta"));
         let bytes = job.block.bytes[17..].to_vec();
-        let moved = job.parts.moved_by(17).in_block(Arc::new(Block::new(bytes, None)));
+        let mut parts = *job.parts();
+        parts.move_by(17);
+        let moved = Block::new(bytes, vec![parts], None).into_run().next().unwrap();
         assert_eq!((moved.handle(), moved.unique(), moved.data()), (job.handle(), job.unique(), job.data()));
         assert_eq!(moved.identity(), job.identity());
     }
@@ -386,7 +478,7 @@ mod tests {
     #[test]
     fn the_hash_is_of_fixed_definition() {
         let job = job(b"H:host:17\0queue\0\0some data that is longer than one chunk").unwrap();
-        assert_eq!(id(UniqueId::Hash(0), &job), "17-589ca95a82b5f227e8d9e4e014ce56b1");
+        assert_eq!(id(UniqueId::Hash(0), &job), "17-2e92dae53327aa68f47583defa591f35");
     }
 
     #[test]
@@ -481,9 +573,11 @@ mod tests {
         let home = Arc::new(Ledger::default());
         let body = b"H:a:1\0queue\0\0data";
         let parts = Parts::read(0, &Packet { kind: kind::JOB_ASSIGN_UNIQ, body }, &origin()).unwrap();
-        let block = Arc::new(Block::new(Vec::with_capacity(100), Some(home.clone())));
-        assert_eq!(format!("{block:?}"), "Block(0 bytes)");
-        let jobs = [parts.in_block(Arc::clone(&block)), parts.in_block(block)];
+        let mut bytes = Vec::with_capacity(100);
+        bytes.extend_from_slice(&[0; HEADER_SIZE + 5]);
+        let block = Block::new(bytes, vec![parts, parts], Some(home.clone()));
+        assert_eq!(format!("{block:?}"), "Block(17 bytes, 2 jobs)");
+        let jobs: [Job; 2] = block.into_run().collect::<Vec<_>>().try_into().unwrap();
         let counts = |job: &Job| job.home().is_some_and(|home| format!("{home:?}").contains("lent"));
         assert!(jobs.iter().all(counts), "what is made of its data may count there too");
         let [first, second] = jobs;

@@ -17,8 +17,6 @@ pub struct Held {
     pub number: u64,
     /// The number of the server's process that was in its unique id when it was first submitted: it stays.
     pub epoch: Option<u64>,
-    /// Bytes of the data that was submitted last.
-    pub sent: u32,
     /// Submissions that may have run (synchronous).
     pub tries: u8,
     /// Times that it was refused alone.
@@ -40,7 +38,9 @@ const FEW: usize = 16;
 #[derive(Debug, Default)]
 pub struct Jobs {
     slots: Vec<Option<Held>>,
-    free: Vec<u32>,
+    /// The one that is free for the longest time comes first: slots then follow each other as their jobs do, which is how
+    /// processors fetch memory ahead.
+    free: VecDeque<u32>,
     orders: u64,
 }
 
@@ -53,7 +53,6 @@ impl Jobs {
             arrived,
             number: 0,
             epoch: None,
-            sent: 0,
             tries: 0,
             refusals: 0,
             breaks: 0,
@@ -61,7 +60,7 @@ impl Jobs {
             reason: None,
             gone: false,
         };
-        match self.free.pop() {
+        match self.free.pop_front() {
             Some(slot) => {
                 if let Some(place) = self.slots.get_mut(slot as usize) {
                     *place = Some(held);
@@ -85,7 +84,7 @@ impl Jobs {
 
     pub fn remove(&mut self, slot: u32) -> Option<Held> {
         let held = self.slots.get_mut(slot as usize)?.take()?;
-        self.free.push(slot);
+        self.free.push_back(slot);
         Some(held)
     }
 

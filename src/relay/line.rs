@@ -2,7 +2,7 @@
 
 use super::event::{Cause, LineId, Loss, Now, Pump, Reason, Tell};
 use super::exchange::Exchange;
-use super::flight::{Flight, Reply};
+use super::flight::{Flight, Flown, Reply};
 use super::ledger::Fate;
 use super::outage::Backoff;
 use super::outbox::{Chunk, Outbox};
@@ -320,6 +320,7 @@ impl Relay {
                     self.tell_progress();
                     owed
                 }
+                Reply::Taken(jobs) => self.taken(now, id.submitter, jobs),
                 Reply::Created(handle) => self.created(now, id.submitter, handle),
                 Reply::Refused(code) => self.refused(now, id.submitter, code),
                 Reply::Work { kind, handle, rest } => self.worked(now, id.submitter, kind, &handle, &rest),
@@ -350,27 +351,40 @@ impl Relay {
     }
 
     /// The destination has taken the job that was submitted first.
-    fn created(&mut self, now: Now, submitter: usize, handle: Vec<u8>) -> bool {
+    fn replied(&mut self, now: Now, submitter: usize) -> Option<Flown> {
         let line = &mut self.lines[submitter];
-        let Some(flown) = line.flight.replied() else { return false };
+        let flown = line.flight.replied()?;
         line.delivered = true;
         line.moved_at = now;
         line.alone = None;
         line.trouble_since = None;
         self.taken += 1;
         self.destination_works(now);
-        if !self.settings.asynchronous {
-            if let Some(exchange) = &mut self.lines[submitter].exchange {
-                exchange.runs_as(handle, now + self.settings.timing.job_probe);
-            }
-            return true;
+        Some(flown)
+    }
+
+    /// It has taken a synchronous job, which runs from now on.
+    fn created(&mut self, now: Now, submitter: usize, handle: Vec<u8>) -> bool {
+        if self.replied(now, submitter).is_none() {
+            return false;
         }
-        let Some(held) = self.jobs.remove(flown.slot) else { return true };
-        if held.gone {
-            self.ledger.note(held.job.identity().key, Fate::Delivered);
-        } else {
-            self.delivered(now, &held);
-            self.acknowledge(now, held);
+        if let Some(exchange) = &mut self.lines[submitter].exchange {
+            exchange.runs_as(handle, now + self.settings.timing.job_probe);
+        }
+        true
+    }
+
+    /// It has taken so many asynchronous jobs, which are delivered by that.
+    fn taken(&mut self, now: Now, submitter: usize, count: usize) -> bool {
+        for _ in 0..count {
+            let Some(flown) = self.replied(now, submitter) else { return false };
+            let Some(held) = self.jobs.remove(flown.slot) else { continue };
+            if held.gone {
+                self.ledger.note(held.job.identity().key, Fate::Delivered);
+            } else {
+                self.delivered(now, &held, flown.data);
+                self.acknowledge(now, held);
+            }
         }
         true
     }
@@ -562,7 +576,7 @@ mod tests {
         assert_eq!(driver.submit(0), [b"H:s:1"]);
         let (moved, quiet) = (driver.relay.lines[0].moved_at, driver.relay.lines[0].flight.quiet_for(seconds(9)));
         driver.now = seconds(2);
-        driver.event(Event::Replies { line: old, replies: vec![Reply::Created(Vec::new()), Reply::Echo] });
+        driver.event(Event::Replies { line: old, replies: vec![Reply::Taken(1), Reply::Echo] });
         driver.event(Event::Progress(old));
         driver.event(Event::Written { line: old, rest: None, failed: true });
         assert_eq!(driver.relay.lines[0].flight.len(), 1);

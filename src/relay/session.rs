@@ -343,17 +343,18 @@ impl Relay {
         self.session.heard = now;
         // First: a job whose handle proves a restart may stand behind others that must not be taken for old ones.
         for packet in &packets {
-            if let SourcePacket::Job(job) = packet
-                && self.ledger.proves_restart(job)
-            {
-                let epoch = self.random();
-                self.ledger.restarted(epoch);
-                self.tell(Tell::Restarted);
+            let SourcePacket::Jobs(run) = packet else { continue };
+            for handle in run.handle_numbers() {
+                if self.ledger.proves_restart(handle) {
+                    let epoch = self.random();
+                    self.ledger.restarted(epoch);
+                    self.tell(Tell::Restarted);
+                }
             }
         }
         for packet in packets {
             let understood = match packet {
-                SourcePacket::Job(job) => self.arrived(now, job),
+                SourcePacket::Jobs(mut run) => run.all(|job| self.arrived(now, job)),
                 SourcePacket::TooLarge { handle, size } => self.too_large(now, handle, size),
                 SourcePacket::NoJob => {
                     self.session.window.no_job();

@@ -3,7 +3,7 @@
 use super::Relay;
 use super::event::{Batch, LineId, Now, Reason, Staged};
 use super::exchange::Exchange;
-use super::job::UniqueId;
+use super::job::{Job, UniqueId};
 use super::jobs::Held;
 use super::line::Line;
 use super::outbox::Chunk;
@@ -89,6 +89,7 @@ impl Relay {
 
     /// The jobs that a submitter stages next.
     pub(super) fn batch_for(&mut self, submitter: usize, now: Now) -> Option<Batch> {
+        let mut jobs = Vec::new();
         let slots = match self.choice(submitter, now)? {
             Choice::Alone(slot) => {
                 self.waiting.retain(|&other| other != slot);
@@ -98,25 +99,31 @@ impl Relay {
                 if let Some(full) = &mut self.outage.full {
                     full.trial = true;
                 }
+                jobs.extend(self.submission(slot));
                 vec![slot]
             }
             Choice::Many => {
                 self.lines[submitter].tried_suspect = false;
-                self.many(submitter)
+                self.many(submitter, &mut jobs)
             }
         };
         self.batches += 1;
         let number = self.batches;
-        let jobs =
-            slots.iter().filter_map(|&slot| Some((self.jobs.get(slot)?.job.clone(), self.unique_id(slot)))).collect();
         self.lines[submitter].staging = Some((number, slots));
         Some(Batch { line: self.line_id(submitter), number, destination: self.lines[submitter].destination, jobs })
     }
 
-    fn many(&mut self, submitter: usize) -> Vec<u32> {
+    /// A job to be submitted, with its unique id.
+    fn submission(&mut self, slot: u32) -> Option<(Job, UniqueId)> {
+        let unique = self.unique_id(slot);
+        self.jobs.get(slot).map(|held| (held.job.clone(), unique))
+    }
+
+    fn many(&mut self, submitter: usize, jobs: &mut Vec<(Job, UniqueId)>) -> Vec<u32> {
         let room = self.lines[submitter].flight.room(self.settings.timing.unconfirmed, self.settings.workers);
         let most = BATCH_BYTES.min(usize::try_from(room).unwrap_or(usize::MAX));
         let (mut slots, mut bytes) = (Vec::with_capacity(self.waiting.len().min(BATCH_JOBS)), 0);
+        jobs.reserve(slots.capacity());
         while let Some(&slot) = self.waiting.front() {
             let size = self.jobs.get(slot).map_or(0, |held| held.job.size());
             if !slots.is_empty() && (bytes + size > most || slots.len() >= BATCH_JOBS) {
@@ -124,6 +131,7 @@ impl Relay {
             }
             bytes += size;
             slots.extend(self.waiting.pop_front());
+            jobs.extend(self.submission(slot));
         }
         slots
     }
@@ -188,13 +196,12 @@ impl Relay {
             let line = &mut self.lines[id.submitter];
             match outcome {
                 Staged::Submitted { data, packet } if alive => {
-                    line.flight.submit(slot, packet, now);
-                    if let Some(held) = self.jobs.get_mut(slot) {
-                        held.sent = data;
+                    line.flight.submit(slot, packet, data, now);
+                    if !self.settings.asynchronous
+                        && let Some(held) = self.jobs.get_mut(slot)
+                    {
                         held.tries = held.tries.saturating_add(1);
-                    }
-                    if !self.settings.asynchronous {
-                        line.exchange = Some(Exchange::new(slot));
+                        line.exchange = Some(Exchange::new(slot, data));
                     }
                     continue;
                 }
@@ -470,7 +477,7 @@ mod tests {
         let Step::ConnectSource { generation } = relay.next(Now::ZERO, Pump::Reader) else { panic!() };
         relay.event(Now::ZERO, Event::SourceConnected { generation, process_id: Some(1), same: false });
         let packets =
-            [b"H:s:1", b"H:s:2"].map(|handle| crate::relay::SourcePacket::Job(super::super::Job::of(handle, b"", b"")));
+            [b"H:s:1", b"H:s:2"].map(|handle| crate::relay::SourcePacket::Jobs(Job::of(handle, b"", b"").alone()));
         relay.event(Now::ZERO, Event::SourcePackets { generation, packets: packets.into() });
         for _ in 0..2 {
             let Some(batch) = relay.batch_for(0, Now::ZERO) else { panic!() };

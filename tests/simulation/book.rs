@@ -503,10 +503,12 @@ impl World<'_> {
 
     /// A proxy has read replies of a destination.
     pub fn confirm(&mut self, connection: usize, replies: &[Reply]) {
-        for reply in replies {
-            if !matches!(reply, Reply::Created(_) | Reply::Refused(_)) {
-                continue;
-            }
+        let answered = |reply: &Reply| match reply {
+            Reply::Taken(jobs) => *jobs,
+            Reply::Created(_) | Reply::Refused(_) => 1,
+            Reply::Echo | Reply::Work { .. } => 0,
+        };
+        for _ in 0..replies.iter().map(answered).sum() {
             let Some(owed) = self.connections[connection].owed.pop_front() else {
                 return self.violate("a reply came that was not owed".to_owned());
             };

@@ -222,10 +222,12 @@ impl World<'_> {
         }
         for packet in &packets {
             match packet {
-                gearman_proxy::relay::SourcePacket::Job(job) => {
-                    this.asked = this.asked.saturating_sub(1);
-                    this.held += 1;
-                    this.held_bytes += job.data().len();
+                gearman_proxy::relay::SourcePacket::Jobs(run) => {
+                    for job in run.clone() {
+                        this.asked = this.asked.saturating_sub(1);
+                        this.held += 1;
+                        this.held_bytes += job.data().len();
+                    }
                 }
                 gearman_proxy::relay::SourcePacket::NoJob => this.asked = this.asked.saturating_sub(1),
                 gearman_proxy::relay::SourcePacket::TooLarge { .. } => {

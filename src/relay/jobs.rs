@@ -45,14 +45,14 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    pub fn insert(&mut self, job: Job, arrived: Now) -> u32 {
+    pub fn insert(&mut self, job: Job, arrived: Now, epoch: Option<u64>) -> u32 {
         self.orders += 1;
         let held = Held {
             job,
             order: self.orders,
             arrived,
             number: 0,
-            epoch: None,
+            epoch,
             tries: 0,
             refusals: 0,
             breaks: 0,
@@ -130,7 +130,7 @@ mod tests {
     /// Five jobs in the order of their arrival.
     fn five() -> (Jobs, Vec<u32>) {
         let mut jobs = Jobs::default();
-        let slots = (0..5).map(|_| jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO)).collect();
+        let slots = (0..5).map(|_| jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, None)).collect();
         (jobs, slots)
     }
 
@@ -143,7 +143,7 @@ mod tests {
         assert!(jobs.get(99).is_none() && jobs.get_mut(99).is_none() && jobs.remove(99).is_none());
         assert_eq!(jobs.all(), [slots[0], slots[2], slots[3], slots[4]]);
         assert_eq!(jobs.iter().map(|held| held.order).sum::<u64>(), 1 + 3 + 4 + 5);
-        assert_eq!(jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO), slots[1]);
+        assert_eq!(jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, None), slots[1]);
         assert_eq!(jobs.get(slots[1]).map(|held| held.order), Some(6));
     }
 
@@ -157,7 +157,7 @@ mod tests {
         }
         jobs.rest();
         assert_eq!((jobs.slots.capacity(), jobs.free.capacity()), (0, 0));
-        let slot = jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO);
+        let slot = jobs.insert(Job::of(b"H:host:1", b"", b"data"), Now::ZERO, None);
         assert_eq!(jobs.get(slot).map(|held| held.order), Some(6));
     }
 
@@ -165,7 +165,8 @@ mod tests {
     fn few_slots_are_kept() {
         let mut jobs = Jobs::default();
         for count in [FEW, FEW + 1] {
-            let slots: Vec<_> = (0..count).map(|_| jobs.insert(Job::of(b"H:host:1", b"", b""), Now::ZERO)).collect();
+            let slots: Vec<_> =
+                (0..count).map(|_| jobs.insert(Job::of(b"H:host:1", b"", b""), Now::ZERO, None)).collect();
             for slot in slots {
                 jobs.remove(slot);
             }

@@ -236,7 +236,7 @@ mod tests {
         let mut jobs = Jobs::default();
         let mut rejects = Rejects::default();
         for _ in 0..300 {
-            let slot = jobs.insert(super::super::Job::of(b"H:s:1", b"", b""), Now::ZERO);
+            let slot = jobs.insert(super::super::Job::of(b"H:s:1", b"", b""), Now::ZERO, None);
             rejects.push(slot, &mut jobs, Reason::Poison);
         }
         assert_eq!(rejects.take(), (0..256).collect::<Vec<_>>());

@@ -403,12 +403,7 @@ impl Relay {
         }
         let (size, identity) = (job.size(), job.identity());
         self.session.window.assigned(size);
-        let slot = self.jobs.insert(job, now);
-        if let Some(epoch) = self.ledger.claim_epoch(identity.key)
-            && let Some(held) = self.jobs.get_mut(slot)
-        {
-            held.epoch = Some(epoch);
-        }
+        let slot = self.jobs.insert(job, now, self.ledger.claim_epoch(identity.key));
         match self.ledger.claim(identity.key) {
             Some(Fate::Delivered) => {
                 if let Some(held) = self.jobs.remove(slot) {

@@ -252,11 +252,13 @@ impl World<'_> {
         if account.accepted < 2 {
             return false;
         }
+        // Where the process id says nothing, what was learnt before a break is not held against what comes after.
+        let says = self.plan.servers[server].tells && self.servers[server].process_id >= 300;
         let same = self.book.restarts.iter().filter(|restart| restart.server == server && restart.same);
         same.into_iter().any(|restart| {
             let other_process = self.processes.iter().any(|process| process.ended_at.is_some());
             let under_way = account.copies.iter().any(|copy| copy.created.abs_diff(restart.at) < 40 * SECOND);
-            other_process || under_way
+            other_process || under_way && says
         })
     }
 

@@ -175,6 +175,24 @@ impl Draw {
             self.plan.orders.push(Order { at, class, foreground, priority, leaves });
         }
         self.plan.orders.sort_by_key(|order| order.at);
+        if twins && self.random.one_in(2) {
+            self.restart_unseen();
+        }
+    }
+
+    /// The source is restarted while acknowledgements are under way, and only handles that come again tell it: a process id of
+    /// an early process is the same after a restart.
+    fn restart_unseen(&mut self) {
+        let random = &mut self.random;
+        self.plan.servers[SOURCE].process_id = random.pick(&[120, 7]);
+        let away = random.spread(MILLISECOND, SECOND);
+        let half = self.plan.orders.len() / 2;
+        let (before, after) = self.plan.orders.split_at_mut(half);
+        let last = before.last().map_or(0, |order| order.at);
+        after.iter_mut().for_each(|order| order.at += away + SECOND);
+        // All were acknowledged then, and no answer has proven it.
+        let at = last + random.range(100 * MILLISECOND, 900 * MILLISECOND);
+        self.plan.faults.push((at, Fault::Kill { server: SOURCE, keeps: false, process_id: None, away }));
     }
 
     fn class(random: &mut Random, asynchronous: bool, odd: bool, queue: usize, long_ones: &mut u32) -> Class {
@@ -231,6 +249,10 @@ impl Draw {
     }
 
     fn faults(&mut self) {
+        if !self.plan.faults.is_empty() {
+            // Another one would hide what that one does.
+            return;
+        }
         let count = if self.plan.ordered { self.random.range(1, 2) } else { self.random.pick(&[0, 2, 3, 4, 4, 5, 7]) };
         for _ in 0..count {
             let length = self.length;

@@ -40,7 +40,6 @@ use line::Socket;
 use loops::Loops;
 use memory::{Large, Memory, Mover, Share};
 use tell::Teller;
-use witness::Witness;
 
 /// To connect, for each address of a name, and for a new connection to answer its first request.
 const LIMITS: Limits = Limits { connect: Duration::from_secs(10), answer: Duration::from_secs(10) };
@@ -173,7 +172,6 @@ struct Shared {
     number: u64,
     /// Where its jobs lead and since when, once it may take any. See [`Loops`].
     leads_to: Mutex<Option<(Address, Instant)>>,
-    witness: Witness,
     teller: Teller,
     /// Whether it counts as one of those that share the memory for jobs.
     holds_much: AtomicBool,
@@ -203,7 +201,6 @@ impl Forward {
             ended: Latch::default(),
             number: random() as u64,
             leads_to: Mutex::default(),
-            witness: Witness::default(),
             teller: Teller::new(Arc::clone(&common.outages), metrics, common.max_job_size),
             config,
             common: common.clone(),

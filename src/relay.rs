@@ -17,6 +17,7 @@ mod line;
 mod outage;
 mod outbox;
 mod outcome;
+mod owed;
 mod quarantine;
 mod rejects;
 mod session;
@@ -171,6 +172,16 @@ impl Relay {
     /// Whether the source has nothing for us, as far as it told.
     pub fn is_idle(&self) -> bool {
         self.session.window.asleep() && self.session.window.held() == 0
+    }
+
+    /// When a request was sent to the source that it has answered, on this connection or the one before. Zero where none was.
+    pub fn answered_at(&self) -> Now {
+        self.session.owed.answered_at()
+    }
+
+    /// Since when there is a source connection.
+    pub fn source_since(&self) -> Option<Now> {
+        self.session.since()
     }
 
     /// What all forwards together may still hold, and what this one may ask for, bytes.

@@ -23,7 +23,6 @@ pub fn connect(shared: &Shared, generation: u32, source: &mut Option<Reading<Int
             let unread = std::mem::take(&mut connection.incoming);
             let intake = Intake::new(unread.unread(), shared.common.max_job_size, origin, Some(home));
             let stream = shared.source.set(generation, connection);
-            shared.witness.connected();
             *source = Some(Reading::new(generation, stream, intake, memory));
             Event::SourceConnected { generation, process_id, same }
         }
@@ -89,7 +88,6 @@ fn read_once(shared: &Shared, source: &mut Reading<Intake>, expected: usize) -> 
     };
     let count = count.map_err(|error| loss(&error))?;
     intake.advance(count);
-    shared.witness.heard();
     let taken = intake.take(|| memory.spare_buffer());
     match &source.share {
         Some(share) if intake.needs() > memory::FREE => share.moved(Mover::Source(generation), count),

@@ -1,14 +1,15 @@
 //! Whether a server that was lost is still the same process: another connection to it that outlived the break proves so.
 //!
 //! A source whose process id says nothing (below 300, e.g. a container's) may have been restarted while its connection was
-//! gone. A connection of another forward that was there before the break, and over which the server still answers when the
-//! new one is there, proves that it was not.
+//! gone. A connection of another forward proves that it was not, if it was there before the server answered this one for the
+//! last time, and the server answers over it when the new connection is there. Bytes prove nothing, only answers to what was
+//! asked after that moment: a tunnel may still hold bytes of a server that has long been gone.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Shared, now};
-use crate::relay::Event;
+use crate::relay::{Event, Now};
 
 /// How long another connection's answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -19,53 +20,21 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Others that are asked at most.
 const ASKED: usize = 8;
 
-/// A source connection as others may call it to witness.
-#[derive(Debug, Default)]
-pub struct Witness {
-    /// When it was made and when it was last heard or known to be there, microseconds.
-    since: AtomicU64,
-    heard: AtomicU64,
-}
-
-impl Witness {
-    /// There is a new connection.
-    pub fn connected(&self) {
-        self.since.store(now().as_micros() as u64, Ordering::Relaxed);
-        self.heard();
-    }
-
-    /// It has read something.
-    pub fn heard(&self) {
-        self.heard.store(now().as_micros() as u64, Ordering::Relaxed);
-    }
-
-    fn was_there(&self, moment: u64) -> bool {
-        self.since.load(Ordering::Relaxed) < moment
-    }
-}
-
 impl Shared {
     /// Whether the server that this forward is connected to again is the process that it was, as far as others can tell.
     pub(super) fn is_same_process(&self) -> bool {
-        let lost = self.witness.heard.load(Ordering::Relaxed);
-        if lost == 0 {
-            return false;
-        }
+        let answered = self.relay.lock().answered_at();
+        let server = &self.config.source.server;
+        let mut others =
+            self.common.forwards_that(|other| other.config.source.server == *server && !std::ptr::eq(other, self));
         let begun = now();
-        // Those that were there before this one heard the last of its server.
-        let mut others = self.common.forwards_that(|other| {
-            other.config.source.server == self.config.source.server
-                && other.witness.was_there(lost)
-                && !std::ptr::eq(other, self)
-        });
-        others.truncate(ASKED);
+        others = others.into_iter().filter(|other| other.was_there(answered)).take(ASKED).collect();
         for other in &others {
             other.feed(Event::AskSource);
         }
-        let moment = begun.as_micros() as u64;
+        let vouches = |other: &Arc<Shared>| other.was_there(answered) && other.relay.lock().answered_at() >= begun;
         while !others.is_empty() && now() < begun + PATIENCE {
-            let heard = |other: &Shared| other.witness.heard.load(Ordering::Relaxed) > moment;
-            if others.iter().any(|other| heard(other) && other.witness.was_there(moment) && other.is_connected()) {
+            if others.iter().any(vouches) {
                 return true;
             }
             if self.ended.wait(LOOK) {
@@ -75,7 +44,8 @@ impl Shared {
         false
     }
 
-    fn is_connected(&self) -> bool {
-        self.source.generation().is_some()
+    /// Whether its source connection is there, and was before this moment.
+    fn was_there(&self, moment: Now) -> bool {
+        self.relay.lock().source_since().is_some_and(|since| since < moment)
     }
 }

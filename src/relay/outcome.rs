@@ -13,7 +13,7 @@ impl Relay {
     /// Acknowledges a job that the destination has.
     pub(super) fn acknowledge(&mut self, now: Now, held: Held) {
         put_request(&mut self.session.out, kind::WORK_COMPLETE, &[held.job.handle(), BACKGROUND_ANSWER]);
-        let before = self.session.requests;
+        let before = self.session.owed.requests();
         let number = held.job.handle_number().map_or(0, |(_, number)| number);
         self.session.unproven.push_back((before, held.job.identity().key, number));
         self.session.acknowledged = now;

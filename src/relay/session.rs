@@ -7,6 +7,7 @@ use super::event::{Loss, Now, Reason, Tell};
 use super::intake::SourcePacket;
 use super::ledger::{Ending, Fate};
 use super::outage::Backoff;
+use super::owed::Owed;
 use super::window::{Requests, Window};
 use super::{Relay, STRAYS, Timing};
 use crate::gearman::packet::{kind, put_request};
@@ -49,11 +50,7 @@ pub struct Session {
     writing: Option<Now>,
     being_written: usize,
     failed: bool,
-    /// GRAB_JOB_UNIQ and ECHO_REQ sent, each of which is answered, in this order.
-    pub requests: u64,
-    answers: u64,
-    /// When `requests` last became more than `answers`.
-    owed_since: Now,
+    pub owed: Owed,
     heard: Now,
     /// When jobs were last asked for.
     grabbed: Now,
@@ -83,9 +80,7 @@ impl Session {
             writing: None,
             being_written: 0,
             failed: false,
-            requests: 0,
-            answers: 0,
-            owed_since: Now::ZERO,
+            owed: Owed::default(),
             heard: Now::ZERO,
             grabbed: Now::ZERO,
             acknowledged: Now::ZERO,
@@ -100,19 +95,14 @@ impl Session {
         }
     }
 
+    /// Since when there has been a source connection that may answer.
+    pub fn since(&self) -> Option<Now> {
+        self.is_on().then_some(self.began)
+    }
+
     /// Whether there is a source connection.
     pub fn is_on(&self) -> bool {
         matches!(self.phase, Phase::Relaying | Phase::Leaving { .. })
-    }
-
-    /// A request was answered. `false` where none was owed.
-    fn answered(&mut self) -> bool {
-        self.answers += 1;
-        self.answers <= self.requests
-    }
-
-    fn all_answered(&self) -> bool {
-        self.answers >= self.requests
     }
 
     /// Whether nothing is held, and every acknowledgement proven.
@@ -120,18 +110,11 @@ impl Session {
         self.window.held() == 0 && self.unproven.is_empty()
     }
 
-    fn count_requests(&mut self, requests: usize, now: Now) {
-        if requests > 0 && self.all_answered() {
-            self.owed_since = now;
-        }
-        self.requests += requests as u64;
-    }
-
     fn put(&mut self, requests: &Requests, now: Now) {
         for _ in 0..requests.grabs {
             put_request(&mut self.out, kind::GRAB_JOB_UNIQ, &[]);
         }
-        self.count_requests(requests.grabs, now);
+        self.owed.request(requests.grabs, now);
         if requests.grabs > 0 {
             self.grabbed = now;
         }
@@ -142,7 +125,7 @@ impl Session {
 
     fn put_echo(&mut self, now: Now) {
         put_request(&mut self.out, kind::ECHO_REQ, &[b"?"]);
-        self.count_requests(1, now);
+        self.owed.ask(now);
     }
 
     /// What is to be written, and with it the right to write, unless a thread has it.
@@ -279,6 +262,7 @@ impl Relay {
         let session = Session::new(explicit, self.settings.byte_limit);
         let former = std::mem::replace(&mut self.session, session);
         self.session.generation = former.generation;
+        self.session.owed = former.owed;
         self.session.backoff = former.backoff;
         self.session.next_try = former.next_try;
         self.session.trouble_since = former.trouble_since;
@@ -363,9 +347,9 @@ impl Relay {
                         // Nothing is left that a queue that was full could refuse.
                         self.destination_is_back(now);
                     }
-                    self.session.answered()
+                    self.session.owed.answered()
                 }
-                SourcePacket::Echo => self.session.answered(),
+                SourcePacket::Echo => self.session.owed.answered(),
                 SourcePacket::Noop => self.session.window.noop(now),
                 SourcePacket::Error(_) => {
                     // The acknowledgement of a job that the source doesn't know: removed by an administrator, e.g.
@@ -380,7 +364,7 @@ impl Relay {
         }
         let session = &mut self.session;
         while let Some(&(before, _, number)) = session.unproven.front()
-            && before < session.answers
+            && before < session.owed.answers()
         {
             session.unproven.pop_front();
             self.ledger.proven(number);
@@ -394,7 +378,7 @@ impl Relay {
     }
 
     fn arrived(&mut self, now: Now, job: super::Job) -> bool {
-        if !self.session.answered() {
+        if !self.session.owed.answered() {
             return false;
         }
         if self.session.phase != Phase::Relaying {
@@ -428,7 +412,7 @@ impl Relay {
     }
 
     fn too_large(&mut self, now: Now, handle: Vec<u8>, size: usize) -> bool {
-        if !self.session.answered() {
+        if !self.session.owed.answered() {
             return false;
         }
         if self.session.phase == Phase::Relaying {
@@ -505,7 +489,7 @@ impl Relay {
             }
             Phase::Leaving { until, .. } => {
                 let late = self.stop_moments().is_some_and(|(_, end)| end <= now);
-                if self.session.all_answered() || until <= now || late {
+                if self.session.owed.is_none() || until <= now || late {
                     self.close_source(now, Ending::Closed);
                 }
                 return;
@@ -516,13 +500,13 @@ impl Relay {
         let session = &mut self.session;
         let answer = timing.answer;
         let silent = now.saturating_sub(session.heard);
-        let owed = !session.all_answered() && silent.min(now.saturating_sub(session.owed_since)) >= answer;
+        let owed = !session.owed.is_none() && silent.min(now.saturating_sub(session.owed.since())) >= answer;
         let stuck = session.writing.is_some_and(|since| silent.min(now.saturating_sub(since)) >= answer);
         if (owed || stuck) && !self.reader_is_held_up {
             let generation = session.generation;
             return self.source_lost(now, generation, &Loss::silent(answer));
         }
-        if session.all_answered() && self.stopping.is_none() {
+        if session.owed.is_none() && self.stopping.is_none() {
             if now.saturating_sub(session.grabbed) >= timing.probe {
                 session.grabbed = now;
                 let ceiling = self.ceiling();
@@ -545,8 +529,8 @@ impl Relay {
             Phase::Apart if session.next_try > self.now => at(session.next_try),
             Phase::Leaving { until, .. } | Phase::Settling { until } => at(until),
             Phase::Relaying => {
-                if !session.all_answered() {
-                    at(session.heard.max(session.owed_since) + timing.answer);
+                if !session.owed.is_none() {
+                    at(session.heard.max(session.owed.since()) + timing.answer);
                 } else {
                     at(session.grabbed + timing.probe);
                     if !session.unproven.is_empty() {
@@ -757,7 +741,9 @@ mod tests {
             assert_eq!(driver.woken, [Pump::Submitter(0)]);
             assert!(matches!(driver.relay.next(driver.now, Pump::Submitter(0)), Step::WriteSource { .. }));
             // What is owed is one thing, a write that is stuck another.
-            driver.relay.session.answers = driver.relay.session.requests;
+            while !driver.relay.session.owed.is_none() {
+                driver.relay.session.owed.answered();
+            }
             let mut lost = seconds(16);
             if progress {
                 driver.now = seconds(10);

@@ -3,7 +3,7 @@
 //! A class is all jobs with equal data. Where it has one job, the books say what became of that job; where it has more,
 //! they count, since equal jobs can't be told from each other by anybody.
 
-use gearman_proxy::relay::Reply;
+use gearman_proxy::relay::{Reply, telling};
 
 use crate::clock::{Micros, SECOND, Timer};
 use crate::counts::Counts;
@@ -62,6 +62,8 @@ struct Restart {
     at: Micros,
     /// Under the same process id.
     same: bool,
+    /// Whether that id says something: else what was learnt before is not held against what comes after.
+    says: bool,
     /// With its jobs.
     keeps: bool,
 }
@@ -106,8 +108,8 @@ impl Book {
         self.restarts.iter().filter(|restart| restart.server == server).count()
     }
 
-    pub fn source_restarted(&mut self, server: usize, at: Micros, same: bool, keeps: bool) {
-        self.restarts.push(Restart { server, at, same, keeps });
+    pub fn source_restarted(&mut self, server: usize, at: Micros, process_id: Option<u32>, same: bool, keeps: bool) {
+        self.restarts.push(Restart { server, at, same, says: telling(process_id).is_some(), keeps });
     }
 }
 
@@ -252,13 +254,11 @@ impl World<'_> {
         if account.accepted < 2 {
             return false;
         }
-        // Where the process id says nothing, what was learnt before a break is not held against what comes after.
-        let says = self.plan.servers[server].tells && self.servers[server].process_id >= 300;
         let same = self.book.restarts.iter().filter(|restart| restart.server == server && restart.same);
         same.into_iter().any(|restart| {
             let other_process = self.processes.iter().any(|process| process.ended_at.is_some());
             let under_way = account.copies.iter().any(|copy| copy.created.abs_diff(restart.at) < 40 * SECOND);
-            other_process || under_way && says
+            other_process || under_way && restart.says
         })
     }
 

@@ -101,17 +101,20 @@ impl World<'_> {
 
     /// Whether another connection of the process proves that the source is the same process as before the last break.
     fn is_the_same(&self, forward: usize, server: usize) -> bool {
-        let Some(broke_at) = self.forwards[forward].broke_at else { return false };
         let this = &self.forwards[forward];
+        if this.broke_at.is_none() {
+            return false;
+        }
         if self.plan.forwards[forward].witness
             && this.opened_at.is_some_and(|opened_at| self.all_cut_at[server] < opened_at)
         {
             return true;
         }
+        let answered_at = this.relay.as_ref().map_or(0, |relay| relay.answered_at().as_micros() as Micros);
         self.connections.iter().any(|other| {
             other.server == server
                 && other.process == this.process
-                && other.opened_at < broke_at
+                && other.opened_at < answered_at
                 && other.server_open
                 && other.proxy_open
                 && !other.troubled

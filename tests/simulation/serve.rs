@@ -304,7 +304,8 @@ impl World<'_> {
         let former = self.servers[server].process_id;
         self.servers[server].restart(keeps, process_id.unwrap_or(former), now);
         self.flush(server);
-        self.book.source_restarted(server, now, process_id.is_none(), keeps);
+        let told = self.plan.servers[server].tells.then_some(self.servers[server].process_id);
+        self.book.source_restarted(server, now, told, process_id.is_none(), keeps);
         for connection in connections {
             let reset = self.chance.one_in(2);
             self.connections[connection].troubled = true;

@@ -1,0 +1,108 @@
+//! What the source owes: each GRAB_JOB_UNIQ and ECHO_REQ is answered, in this order.
+
+use super::Now;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Owed {
+    requests: u64,
+    answers: u64,
+    /// When `requests` last became more than `answers`.
+    since: Now,
+    /// A request whose answer will tell that the server was there when it was sent: how many were sent with it, and when.
+    sample: Option<(u64, Now)>,
+    answered_at: Now,
+}
+
+impl Owed {
+    /// Requests that were sent so far.
+    pub fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Answers that came so far.
+    pub fn answers(&self) -> u64 {
+        self.answers
+    }
+
+    /// When something was owed first after nothing was.
+    pub fn since(&self) -> Now {
+        self.since
+    }
+
+    /// When a request was sent that is answered: the server was there then or later. Zero where none was.
+    pub fn answered_at(&self) -> Now {
+        self.answered_at
+    }
+
+    /// So many more requests are about to be sent.
+    pub fn request(&mut self, requests: usize, now: Now) {
+        if requests == 0 {
+            return;
+        }
+        if self.is_none() {
+            self.since = now;
+        }
+        self.requests += requests as u64;
+        self.sample.get_or_insert((self.requests, now));
+    }
+
+    /// One more, which is to tell soon that the server is there.
+    pub fn ask(&mut self, now: Now) {
+        self.sample = None;
+        self.request(1, now);
+    }
+
+    /// A request was answered. `false` where none was owed.
+    pub fn answered(&mut self) -> bool {
+        self.answers += 1;
+        if let Some((_, at)) = self.sample.take_if(|(requests, _)| *requests <= self.answers) {
+            self.answered_at = at;
+        }
+        self.answers <= self.requests
+    }
+
+    pub fn is_none(&self) -> bool {
+        self.answers >= self.requests
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::relay::driver::seconds;
+
+    #[test]
+    fn nothing_is_owed_until_a_request_and_after_its_answer() {
+        let mut owed = Owed::default();
+        assert!(owed.is_none());
+        owed.request(0, seconds(1));
+        assert_eq!((owed.is_none(), owed.since()), (true, seconds(0)));
+        owed.request(2, seconds(2));
+        owed.request(1, seconds(3));
+        assert_eq!((owed.is_none(), owed.since(), owed.requests()), (false, seconds(2), 3));
+        assert!(owed.answered() && owed.answered() && !owed.is_none());
+        assert!(owed.answered() && owed.is_none());
+        assert!(!owed.answered(), "none was owed");
+        assert_eq!(owed.answers(), 4);
+    }
+
+    #[test]
+    fn an_answer_tells_that_the_server_was_there_when_its_request_was_sent() {
+        let mut owed = Owed::default();
+        owed.request(2, seconds(1));
+        owed.request(1, seconds(2));
+        owed.answered();
+        assert_eq!(owed.answered_at(), seconds(0), "one of two");
+        owed.answered();
+        assert_eq!(owed.answered_at(), seconds(1));
+        owed.answered();
+        assert_eq!(owed.answered_at(), seconds(1), "one at a time is followed");
+        owed.request(1, seconds(5));
+        owed.ask(seconds(6));
+        owed.answered();
+        assert_eq!(owed.answered_at(), seconds(1));
+        owed.answered();
+        assert_eq!(owed.answered_at(), seconds(6), "what was asked for this tells most");
+    }
+}

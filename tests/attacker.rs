@@ -554,7 +554,7 @@ fn a_second_signal_always_ends_it() {
     let began = Instant::now();
     proxy.signal("TERM");
     proxy.exit_status();
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
 #[test]

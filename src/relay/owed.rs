@@ -7,7 +7,9 @@ use super::Now;
 pub struct Owed {
     requests: u64,
     answers: u64,
-    /// When `requests` last became more than `answers`.
+    /// Those of `requests` that no thread has begun to write.
+    unsent: u64,
+    /// When something was sent last while nothing that had been sent was owed.
     since: Now,
     /// A request whose answer will tell that the server was there when it was sent: how many were sent with it, and when.
     sample: Option<(u64, Now)>,
@@ -25,9 +27,13 @@ impl Owed {
         self.answers
     }
 
-    /// When something was owed first after nothing was.
-    pub fn since(&self) -> Now {
-        self.since
+    /// Since when the server owes something. What nobody has written, as all threads are busy, it does not.
+    pub fn since(&self) -> Option<Now> {
+        self.is_awaited().then_some(self.since)
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.answers < self.requests - self.unsent
     }
 
     /// When a request was sent that is answered: the server was there then or later. Zero where none was.
@@ -35,16 +41,21 @@ impl Owed {
         self.answered_at
     }
 
-    /// So many more requests are about to be sent.
+    /// So many more requests are to be sent.
     pub fn request(&mut self, requests: usize, now: Now) {
-        if requests == 0 {
-            return;
+        if requests > 0 {
+            self.requests += requests as u64;
+            self.unsent += requests as u64;
+            self.sample.get_or_insert((self.requests, now));
         }
-        if self.is_none() {
+    }
+
+    /// A thread writes all that there is.
+    pub fn sent(&mut self, now: Now) {
+        if !self.is_awaited() {
             self.since = now;
         }
-        self.requests += requests as u64;
-        self.sample.get_or_insert((self.requests, now));
+        self.unsent = 0;
     }
 
     /// One more, which is to tell soon that the server is there.
@@ -77,14 +88,32 @@ mod tests {
         let mut owed = Owed::default();
         assert!(owed.is_none());
         owed.request(0, seconds(1));
-        assert_eq!((owed.is_none(), owed.since()), (true, seconds(0)));
+        owed.sent(seconds(1));
+        assert_eq!((owed.is_none(), owed.since()), (true, None));
         owed.request(2, seconds(2));
+        owed.sent(seconds(2));
         owed.request(1, seconds(3));
-        assert_eq!((owed.is_none(), owed.since(), owed.requests()), (false, seconds(2), 3));
+        owed.sent(seconds(3));
+        assert_eq!((owed.is_none(), owed.since(), owed.requests()), (false, Some(seconds(2)), 3));
         assert!(owed.answered() && owed.answered() && !owed.is_none());
         assert!(owed.answered() && owed.is_none());
         assert!(!owed.answered(), "none was owed");
         assert_eq!(owed.answers(), 4);
+    }
+
+    #[test]
+    fn what_is_not_sent_is_not_owed_by_the_server() {
+        let mut owed = Owed::default();
+        owed.request(1, seconds(1));
+        assert_eq!((owed.is_none(), owed.since()), (false, None));
+        owed.sent(seconds(20));
+        assert_eq!(owed.since(), Some(seconds(20)));
+        owed.request(1, seconds(21));
+        assert_eq!(owed.since(), Some(seconds(20)), "the first is sent");
+        owed.answered();
+        assert_eq!(owed.since(), None);
+        owed.sent(seconds(30));
+        assert_eq!(owed.since(), Some(seconds(30)));
     }
 
     #[test]

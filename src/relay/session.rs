@@ -134,6 +134,7 @@ impl Session {
             return None;
         }
         self.writing = Some(now);
+        self.owed.sent(now);
         self.being_written = self.out.len();
         let next = std::mem::take(&mut self.spare);
         Some(std::mem::replace(&mut self.out, next))
@@ -500,7 +501,7 @@ impl Relay {
         let session = &mut self.session;
         let answer = timing.answer;
         let silent = now.saturating_sub(session.heard);
-        let owed = !session.owed.is_none() && silent.min(now.saturating_sub(session.owed.since())) >= answer;
+        let owed = session.owed.since().is_some_and(|since| silent.min(now.saturating_sub(since)) >= answer);
         let stuck = session.writing.is_some_and(|since| silent.min(now.saturating_sub(since)) >= answer);
         if (owed || stuck) && !self.reader_is_held_up {
             let generation = session.generation;
@@ -529,9 +530,9 @@ impl Relay {
             Phase::Apart if session.next_try > self.now => at(session.next_try),
             Phase::Leaving { until, .. } | Phase::Settling { until } => at(until),
             Phase::Relaying => {
-                if !session.owed.is_none() {
-                    at(session.heard.max(session.owed.since()) + timing.answer);
-                } else {
+                if let Some(since) = session.owed.since() {
+                    at(session.heard.max(since) + timing.answer);
+                } else if session.owed.is_none() {
                     at(session.grabbed + timing.probe);
                     if !session.unproven.is_empty() {
                         at(session.acknowledged + QUIET);
@@ -600,6 +601,22 @@ mod tests {
 
     fn is_lost(driver: &Driver) -> bool {
         driver.told.iter().any(|tell| matches!(tell, Tell::SourceLost { .. }))
+    }
+
+    #[test]
+    fn a_source_owes_nothing_for_what_no_thread_has_had_the_time_to_write() {
+        let mut driver = Driver::new(settings(true));
+        driver.until(seconds(1));
+        driver.wait_until(seconds(31));
+        assert!(!driver.relay.session.out.is_empty(), "the probe");
+        driver.wait_until(seconds(60));
+        assert!(driver.relay.session.is_on());
+        driver.source_output();
+        assert_eq!(driver.relay.due(), seconds(75));
+        driver.wait_until(seconds(74));
+        assert!(driver.relay.session.is_on());
+        driver.wait_until(seconds(75));
+        assert!(!driver.relay.session.is_on());
     }
 
     #[test]

@@ -347,6 +347,14 @@ mod tests {
     }
 
     #[test]
+    fn jobs_behind_each_other_come_as_one_run() {
+        let bytes = [job(b"H:1", 0), job(b"H:2", 0), packet(kind::NOOP, &[]), job(b"H:3", 0), job(b"H:4", 0)].concat();
+        let packets = Intake::new(&bytes, MAX_JOB_SIZE, intake().origin, None).take(Vec::new).unwrap();
+        let expected = ["job H:1 0", "job H:2 0", "Noop", "job H:3 0", "job H:4 0"];
+        assert_eq!((told(&packets), packets.len()), (expected.map(String::from).to_vec(), 3));
+    }
+
+    #[test]
     fn a_job_that_is_too_large_takes_no_room() {
         let mut intake = intake();
         let bytes = job(b"H:1", 4 << 20);

@@ -551,6 +551,21 @@ mod tests {
     }
 
     #[test]
+    fn a_run_tells_the_numbers_of_its_handles() {
+        let (mut bytes, mut parts) = (Vec::new(), Vec::new());
+        for body in [&b"H:a:7\0queue\0\0"[..], b"H:b\0queue\0\0", b"H:bc:19\0queue\0\0"] {
+            parts.push(Parts::read(bytes.len(), &Packet { kind: kind::JOB_ASSIGN_UNIQ, body }, &origin()).unwrap());
+            bytes.extend([&[0; HEADER_SIZE], body].concat());
+        }
+        let run = Block::new(bytes, parts, None).into_run();
+        let numbers = [(&b"H:a:"[..], 7), (b"H:bc:", 19)];
+        assert_eq!(run.handle_numbers().collect::<Vec<_>>(), numbers);
+        assert_eq!(run.part(1..3).handle_numbers().collect::<Vec<_>>(), numbers[1..]);
+        let jobs: Vec<Job> = run.collect();
+        assert_eq!(jobs.iter().map(Job::handle_number).collect::<Vec<_>>(), [Some(numbers[0]), None, Some(numbers[1])]);
+    }
+
+    #[test]
     fn process_ids_of_early_processes_say_nothing() {
         assert_eq!([None, Some(1), Some(299), Some(300)].map(telling), [None, None, None, Some(300)]);
     }

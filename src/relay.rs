@@ -531,6 +531,23 @@ mod tests {
     }
 
     #[test]
+    fn a_relay_tells_since_when_its_source_is_there_and_when_that_was_asked_what_it_answered() {
+        let mut driver = Driver::new(settings(true));
+        driver.answer();
+        driver.now = seconds(3);
+        driver.event(Event::AskSource);
+        assert_eq!(driver.relay.answered_at(), seconds(0), "it has not answered");
+        driver.now = seconds(4);
+        driver.answer();
+        assert_eq!((driver.relay.source_since(), driver.relay.answered_at()), (Some(seconds(0)), seconds(3)));
+        driver.lose_source(Loss::silent(seconds(1)));
+        assert_eq!((driver.relay.source_since(), driver.relay.answered_at()), (None, seconds(3)));
+        driver.wait_until(seconds(10));
+        driver.connect_source();
+        assert_eq!((driver.relay.source_since(), driver.relay.answered_at()), (Some(seconds(10)), seconds(0)));
+    }
+
+    #[test]
     fn a_reader_reads_no_further_while_all_forwards_together_hold_as_much_as_they_may() {
         let mut driver = Driver::new(settings(true));
         driver.arrive_with(b"H:s:1", &[b'd'; 300 << 10]);

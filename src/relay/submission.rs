@@ -442,6 +442,24 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_whose_connection_is_lost_while_its_stages_run_goes_to_another() {
+        for connected_again in [false, true] {
+            let mut driver = with_jobs(settings(true), 2);
+            let Step::Stage(batch) = driver.next(Pump::Submitter(0)) else { panic!() };
+            driver.lose(0, false);
+            if connected_again {
+                driver.wait_until(seconds(3));
+                driver.connect(0);
+            }
+            let (outcomes, chunk) =
+                (vec![Staged::Submitted { data: 4, packet: 20 }; 2], Chunk::of(b"packets".to_vec()));
+            driver.event(Event::Staged { line: batch.line, number: batch.number, outcomes, chunk });
+            assert!(driver.relay.lines[0].is_free() && driver.relay.lines[0].outbox.is_empty());
+            assert_eq!(numbers(driver.submit(1)), [1, 2]);
+        }
+    }
+
+    #[test]
     fn the_reader_submits_one_or_two_small_jobs_by_itself_while_a_submitter_is_parked() {
         let size = super::super::Job::of(b"H:s:1", b"", b"").size();
         let large = |bytes: usize| vec![0; bytes - size];

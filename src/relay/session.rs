@@ -711,6 +711,37 @@ mod tests {
     }
 
     #[test]
+    fn only_the_answer_to_a_later_request_proves_an_acknowledgement() {
+        let mut driver = Driver::new(settings(true));
+        driver.arrive(b"H:s:1");
+        driver.submit(0);
+        driver.create(0, b"");
+        driver.event(Event::AskSource);
+        driver.next(Pump::Rejecter);
+        let (before, ..) = driver.relay.session.unproven[0];
+        assert!(driver.relay.session.owed.answers() < before);
+        while driver.relay.session.owed.answers() < before {
+            driver.answer_one();
+        }
+        assert_eq!(driver.relay.session.unproven.len(), 1);
+        driver.answer_one();
+        assert!(driver.relay.session.unproven.is_empty());
+    }
+
+    #[test]
+    fn a_source_that_can_not_be_connected_to_is_tried_again() {
+        let mut driver = Driver::new(settings(true));
+        driver.lose_source(silent());
+        driver.wait_until(seconds(1));
+        driver.told.clear();
+        let Step::ConnectSource { generation } = driver.next(Pump::Reader) else { panic!() };
+        driver.event(Event::SourceFailed { generation, loss: silent() });
+        assert!(is_lost(&driver));
+        driver.wait_until(seconds(1) + retry(&driver));
+        driver.connect_source();
+    }
+
+    #[test]
     fn while_much_is_to_be_written_to_the_source_no_results_are_read() {
         let mut driver = Driver::new(settings(false));
         driver.arrive(b"H:s:1");

@@ -125,6 +125,7 @@ mod tests {
         assert_eq!(owed.answered_at(), seconds(0), "one of two");
         owed.answered();
         assert_eq!(owed.answered_at(), seconds(1));
+        owed.request(0, seconds(4));
         owed.answered();
         assert_eq!(owed.answered_at(), seconds(1), "one at a time is followed");
         owed.request(1, seconds(5));

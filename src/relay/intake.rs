@@ -177,14 +177,18 @@ impl Intake {
                                 let ([handle, _, _], _) = packet.arguments()?;
                                 SourcePacket::TooLarge { handle: handle.to_vec(), size: parts.data_size() }
                             } else {
-                                at += end;
                                 jobs.push(parts);
                                 let count = jobs.len() as u32;
-                                match runs.last_mut() {
-                                    Some((position, numbers)) if *position == packets.len() => numbers.end = count,
-                                    _ => runs.push((packets.len(), count - 1..count)),
+                                if let Some((position, numbers)) = runs.last_mut()
+                                    && *position + 1 == packets.len()
+                                {
+                                    numbers.end = count;
+                                    at += end;
+                                    continue;
                                 }
-                                continue;
+                                runs.push((packets.len(), count - 1..count));
+                                // In the place of the run.
+                                SourcePacket::Noop
                             }
                         }
                         kind::NO_JOB => SourcePacket::NoJob,
@@ -199,9 +203,8 @@ impl Intake {
         }
         self.expected = jobs.len();
         if let Some(all) = self.hand_over(at, jobs, memory) {
-            // From behind, as what is inserted moves what follows.
-            for (position, numbers) in runs.into_iter().rev() {
-                packets.insert(position, SourcePacket::Jobs(all.part(numbers)));
+            for (position, numbers) in runs {
+                packets[position] = SourcePacket::Jobs(all.part(numbers));
             }
         }
         Ok(packets)

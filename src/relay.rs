@@ -30,7 +30,7 @@ use std::time::Duration;
 pub use event::{Actions, Batch, Cause, Event, LineId, Loss, Now, Pump, Reason, Settings, Staged, Step, Tell, Timing};
 pub use flight::{Reply, read_replies};
 pub use intake::{Intake, SourcePacket};
-pub use job::{Block, Home, Job, Origin, UniqueId, telling};
+pub use job::{Block, Home, Job, Origin, Run, UniqueId, telling};
 pub use outbox::{Chunk, Payload};
 
 use jobs::{Held, Jobs};

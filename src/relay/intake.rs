@@ -129,6 +129,7 @@ impl Intake {
     pub fn rest(&mut self) {
         self.read_size = SMALLEST_READ;
         self.was_full = false;
+        self.expected = 0;
         if self.end <= SMALLEST_READ && self.buffer.len() > SMALLEST_READ {
             self.buffer.truncate(SMALLEST_READ);
             self.buffer.shrink_to_fit();
@@ -398,8 +399,9 @@ mod tests {
         }
         assert_eq!(sizes, [4096, 8192, 16_384, 32_768, 65_536, 65_536, 65_536]);
         intake.end = SMALLEST_READ;
+        intake.expected = 100;
         intake.rest();
-        assert_eq!((intake.buffer.len(), intake.was_full()), (SMALLEST_READ, false));
+        assert_eq!((intake.buffer.len(), intake.was_full(), intake.expected), (SMALLEST_READ, false, 0));
         assert!(intake.capacity() < LARGEST_READ);
         assert_eq!(intake.room(LARGEST_READ).len(), SMALLEST_READ);
         intake.rest();

@@ -17,7 +17,7 @@ pub struct Owed {
 }
 
 impl Owed {
-    /// Requests that were sent so far.
+    /// Requests so far, those that are to be sent counted in.
     pub fn requests(&self) -> u64 {
         self.requests
     }

@@ -3,6 +3,11 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use support::peer::*;
+use support::scripted::{Server, assigned, response};
 use support::{Consumer, Gearmand, Proxy, Relay, Site, assert_same_set, numbered, wait_for};
 
 /// Cuts a line again and again while jobs go over it; the destination keeps them all, so what is submitted twice is
@@ -133,4 +138,71 @@ fn many_reloads_under_load_lose_nothing_and_deliver_nothing_twice() {
         }
     }
     assert_same_set(&jobs, &consumer.finish());
+}
+
+/// A source whose process id says nothing loses a connection when it is told of a job, and gives that job out again.
+/// Returns how often it is submitted.
+fn submissions_around_a_cut(with_another_forward: bool) -> usize {
+    let other_is_there = Arc::new(AtomicBool::new(!with_another_forward));
+    let given = Arc::new(AtomicUsize::new(0));
+    let told = Arc::new(AtomicUsize::new(0));
+    let source = Server::start({
+        let (other_is_there, given, told) = (other_is_there.clone(), given.clone(), told.clone());
+        move |peer| {
+            // Its first job comes after a call: asked for when the other forward was there.
+            let (mut works, mut called) = (false, told.load(SeqCst) > 0);
+            while let Some(request) = peer.next() {
+                let heard = match request.kind {
+                    0 if request.body.starts_with(b"getpid") => peer.say(b"OK 120\n"),
+                    CAN_DO if request.body == b"work" => {
+                        works = true;
+                        true
+                    }
+                    CAN_DO => {
+                        other_is_there.store(true, SeqCst);
+                        true
+                    }
+                    // Once on each of two connections.
+                    GRAB_JOB_UNIQ if works && called && given.load(SeqCst) == told.load(SeqCst).min(1) => {
+                        given.fetch_add(1, SeqCst);
+                        peer.say(&assigned(0, b"data"))
+                    }
+                    PRE_SLEEP if works && !called => {
+                        wait_for("the other forward", || other_is_there.load(SeqCst));
+                        called = true;
+                        peer.say(&response(NOOP, &[]))
+                    }
+                    WORK_COMPLETE => told.fetch_add(1, SeqCst) > 0,
+                    _ => peer.answer(&request),
+                };
+                if !heard {
+                    return;
+                }
+            }
+        }
+    });
+    let submitted = Arc::new(AtomicUsize::new(0));
+    let destination = Server::start({
+        let submitted = submitted.clone();
+        move |peer| {
+            while let Some(request) = peer.next() {
+                submitted.fetch_add(usize::from(request.kind == SUBMIT_JOB_BG), SeqCst);
+                if !peer.answer(&request) {
+                    return;
+                }
+            }
+        }
+    });
+    let queues = if with_another_forward { vec!["work", "other"] } else { vec!["work"] };
+    let forwards = queues.iter().map(|queue| format!("{} = {}\n", source.queue(queue), destination.queue(queue)));
+    let _proxy = Proxy::start(&forwards.collect::<String>());
+    wait_for("the source to be told twice", || told.load(SeqCst) == 2);
+    submitted.load(SeqCst)
+}
+
+#[test]
+fn a_connection_that_outlived_a_cut_proves_that_the_source_is_the_same_where_its_process_id_does_not() {
+    // It has a second to answer, which a busy machine may not leave it.
+    assert!((0..5).any(|_| submissions_around_a_cut(true) == 1));
+    assert_eq!(submissions_around_a_cut(false), 2, "rather twice than not at all");
 }

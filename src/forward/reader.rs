@@ -7,7 +7,7 @@ use super::line::{Reading, gather};
 use super::memory::{self, Mover};
 use super::{LIMITS, Shared, failure, loss};
 use crate::gearman::connection::{Connection, ConnectionError};
-use crate::relay::{Cause, Event, Home, Intake, Loss, Origin, Pump};
+use crate::relay::{Cause, Event, Home, Intake, Loss, Origin, Pump, telling};
 
 /// Connects the source, and asks what tells its process from another, and whether this forward closes a loop.
 #[inline(never)]
@@ -15,7 +15,8 @@ pub fn connect(shared: &Shared, generation: u32, source: &mut Option<Reading<Int
     *source = None;
     match open(shared) {
         Ok((mut connection, process_id)) => {
-            let same = shared.is_same_process();
+            // Others are asked only where it tells nothing: that may take a second.
+            let same = telling(process_id).is_none() && shared.is_same_process();
             let config = &shared.config.source;
             let origin = Origin::new(&config.server.to_string(), process_id, &config.queue);
             let memory = &shared.common.memory;

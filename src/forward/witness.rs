@@ -24,6 +24,9 @@ impl Shared {
     /// Whether the server that this forward is connected to again is the process that it was, as far as others can tell.
     pub(super) fn is_same_process(&self) -> bool {
         let answered = self.relay.lock().answered_at();
+        if answered.is_zero() {
+            return false;
+        }
         let server = &self.config.source.server;
         let mut others =
             self.common.forwards_that(|other| other.config.source.server == *server && !std::ptr::eq(other, self));
